@@ -1,0 +1,15 @@
+"""The errors that a user can act on; each becomes one line, never a traceback."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Wrong usage or unusable input: exit status 2. The message names the option or file, the cause and the cure."""
+
+
+class TrainingError(RuntimeError):
+    """A failure during the run: exit status 1."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that is missing, damaged, or does not belong to this run."""

@@ -1,0 +1,149 @@
+"""From the plan to this rank's batches: read ahead of the trainer, across epoch borders, into reused buffers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.losses import classes_of
+from engine.plan import GlobalBatch, Plan
+from native.dataset import BatchBuffer, Dataset
+
+READ_AHEAD = 2
+"""batches read before the trainer asks for them; new shares take effect this many steps after their decision"""
+
+
+@dataclass(frozen=True)
+class LocalBatch:
+    """This rank's slice of a global batch."""
+
+    whole: GlobalBatch
+    bound: int
+    """padded length of the batch's bucket, tokens"""
+    rows: int
+    inputs: tuple[Any, ...]
+    """arguments of the model; empty for 0 rows"""
+    target: Any
+
+
+class Source(Protocol):
+    """Turns row numbers of a bucket into the model's inputs and the target."""
+
+    def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Any, ...], Any]:
+        """Inputs and target for int64 row numbers, at least one."""
+
+
+class ReviewSource:
+    """Batches of a dataset as tensors: inputs (tokens int32 [n, L], lengths int32 [n]), target int64 [n].
+
+    Args:
+        data: the opened split.
+        plan: where row numbers come from: made with layout=data.layout (fast, little padding) or rows=len(data).
+        target_of: maps uint8 stars [n] to the target; by default 1 for 4 or 5 stars, else 0.
+        device: where the tensors go; on a GPU they travel from pinned memory.
+    """
+
+    def __init__(self, data: Dataset, plan: Plan, target_of: Callable[[Tensor], Tensor] | None = None,
+                 device: torch.device | str = "cpu") -> None:
+        self._data, self._device = data, torch.device(device)
+        self._target_of = target_of or partial(classes_of, classes=2)
+        self._by_bucket = plan.layout == tuple(data.layout)
+        # One buffer more than are read ahead: the one that the trainer computes on must stay as it is.
+        self._buffers = deque(BatchBuffer(plan.batch_size, max(data.bounds)) for _ in range(READ_AHEAD + 2))
+
+    def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
+        self._buffers.rotate(1)
+        batch = self._data.read_bucket(bucket, rows, self._buffers[0]) if self._by_bucket else self._data.read(rows)
+        tensors = (torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.stars))
+        if self._device.type == "cuda":
+            tensors = tuple(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors)
+        return tensors[:2], self._target_of(tensors[2])
+
+
+class MapStyleSource:
+    """Batches of any map-style torch dataset whose items are (input..., target) tuples."""
+
+    def __init__(self, dataset: Any, device: torch.device | str = "cpu") -> None:
+        self._dataset, self._device = dataset, device
+
+    def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Any, ...], Any]:
+        items = torch.utils.data.default_collate([self._dataset[int(row)] for row in rows])
+        *inputs, target = (item.to(self._device) for item in items)
+        return tuple(inputs), target
+
+
+def as_source(data: Any, plan: Plan, device: torch.device) -> Source:
+    """A source for what users hold: a dataset of reviews, a map-style torch dataset, or a source already."""
+    if isinstance(data, Dataset):
+        return ReviewSource(data, plan, device=device)
+    if hasattr(data, "__getitem__"):
+        return MapStyleSource(data, device)
+    source: Source = data
+    return source
+
+
+class Prefetcher:
+    """Reads this rank's batches in a thread, READ_AHEAD of them before they are asked for.
+
+    Args:
+        plan: the global batches.
+        source: reads rows.
+        rank: whose slices.
+        schedule: rows of a full batch per rank, for the first batch, the second, ...; the last entry stays in force.
+        epoch, step: where to begin (epoch from 0; step within the epoch).
+        epochs: where to end.
+    """
+
+    def __init__(self, plan: Plan, source: Source, rank: int, schedule: Sequence[Sequence[int]], epoch: int,
+                 step: int, epochs: int) -> None:
+        self._plan, self._source, self._rank = plan, source, rank
+        *first, last = (tuple(shares) for shares in schedule)
+        self._scheduled = deque(first)
+        self._shares = last
+        self._places = ((e, s) for e in range(epoch, epochs)
+                        for s in range(step if e == epoch else 0, plan.steps_per_epoch))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-input")
+        self._waiting: deque[tuple[tuple[int, ...], Future[LocalBatch]]] = deque()
+        for _ in range(READ_AHEAD):
+            self._submit()
+
+    def set_shares(self, shares: Sequence[int]) -> None:
+        """Use new shares for every batch that has not been read ahead yet: the same ones on every rank."""
+        self._shares = tuple(shares)
+
+    def next(self) -> LocalBatch:
+        """The next batch; an error of reading is raised here."""
+        self._submit()
+        return self._waiting.popleft()[1].result()
+
+    def schedule(self) -> list[tuple[int, ...]]:
+        """Shares of the coming batches, as a new Prefetcher takes them to go on from here."""
+        return [*(shares for shares, _ in self._waiting), *self._scheduled, self._shares]
+
+    def close(self) -> None:
+        """End the thread; batches read ahead are dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self) -> None:
+        place = next(self._places, None)
+        if place is not None:
+            shares = self._scheduled.popleft() if self._scheduled else self._shares
+            self._waiting.append((shares, self._thread.submit(self._read, *place, shares)))
+
+    def _read(self, epoch: int, step: int, shares: tuple[int, ...]) -> LocalBatch:
+        whole = self._plan.batch(epoch, step)
+        bound = self._plan.layout[whole.bucket].bound
+        part = self._plan.slices(whole.rows, shares)[self._rank]
+        if part.start == part.stop:
+            return LocalBatch(whole, bound, 0, (), None)
+        rows = self._plan.rows(epoch, whole)[part]
+        inputs, target = self._source(whole.bucket, rows)
+        return LocalBatch(whole, bound, len(rows), inputs, target)

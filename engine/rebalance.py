@@ -1,0 +1,63 @@
+"""When shares change: timings are gathered over MPI, rank 0 decides, the decision is broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.balance import Decision, decide, even_shares, proportional_shares
+from engine.errors import UsageError
+from engine.session import Session
+from engine.timing import RankClock
+
+
+class Rebalancer:
+    """Holds the shares of all ranks and changes them at epochs, or also inside them.
+
+    Args:
+        session: the ranks.
+        batch_size: rows of a global batch: the sum of the shares.
+        mode: "off", "epoch" or "auto".
+        every: steps between decisions inside an epoch ("auto").
+        proportions: fixed proportions per rank ("off" only).
+        caps: most rows per rank, 0 for none.
+
+    Raises:
+        UsageError: another number of proportions or caps than ranks, or caps without room for the batch.
+    """
+
+    def __init__(self, session: Session, batch_size: int, mode: str = "auto", every: int = 50,
+                 proportions: Sequence[float] = (), caps: Sequence[int] = ()) -> None:
+        for name, values in (("--shares", proportions), ("--rank-caps", caps)):
+            if values and len(values) != session.size:
+                raise UsageError(f"{name} names {len(values)} ranks, this run has {session.size}; give a number per rank")
+        self._session, self.mode, self._every = session, mode, every
+        self._caps = [cap or batch_size for cap in caps] or None
+        try:
+            self.shares = (proportional_shares(proportions, batch_size, self._caps) if proportions
+                           else even_shares(session.size, batch_size, self._caps))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def resume(self, shares: Sequence[int]) -> bool:
+        """Take the shares of a checkpoint where they fit this run; whether they do."""
+        fits = (len(shares) == self._session.size and self.mode != "off" and sum(shares) == sum(self.shares)
+                and all(share <= cap for share, cap in zip(shares, self._caps or shares, strict=True)))
+        if fits:
+            self.shares = tuple(shares)
+        return fits
+
+    def due(self, step: int) -> bool:
+        """Whether shares are looked at after this step of an epoch (counted from 1); the same on every rank."""
+        return self.mode == "auto" and self._session.size > 1 and step % self._every == 0
+
+    def decide(self, clock: RankClock) -> Decision:
+        """Gather all ranks' timings, decide on rank 0, broadcast. Collective; every rank returns the same."""
+        timings = clock.take_timings()
+        if self.mode == "off" or self._session.size == 1:
+            return Decision(self.shares, False, "kept: balancing is off" if self._session.size > 1
+                            else "kept: there is one rank", 0.0)
+        everyone = self._session.comm.gather(timings, root=0)
+        decision = decide(everyone, self.shares, self._caps) if everyone is not None else None
+        chosen: Decision = self._session.comm.bcast(decision, root=0)
+        self.shares = chosen.shares
+        return chosen

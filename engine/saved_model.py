@@ -1,0 +1,51 @@
+"""A trained model out of a checkpoint: for evaluate and predict, without Horovod or MPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import load_checkpoint
+from engine.config import ModelConfig
+from engine.errors import CheckpointError
+from engine.losses import ReviewLoss
+from engine.model import ReviewModel
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model in evaluation mode, with what belongs to it."""
+
+    model: ReviewModel
+    loss: ReviewLoss
+    config: ModelConfig
+    vocabulary: list[str]
+    """the words, that of id i + 2 at entry i"""
+    text: dict[str, Any]
+    """text settings of the dataset it was trained on"""
+    vocabulary_bytes: bytes
+
+
+def load_model(path: Path, device: str = "cpu") -> SavedModel:
+    """Load the model of a checkpoint.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of the reference model.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        values = checkpoint.values
+        config = ModelConfig(**values["config"]["model"])
+        model = ReviewModel(config, values["ids"])
+        if values["config"]["precision"] == "float64":
+            model.double()
+        model.load_state_dict(checkpoint.part("model"))
+        words = checkpoint.tensors["vocabulary"].numpy().tobytes()
+        text = dict(values["text"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from None
+    model.to(torch.device(device)).eval()
+    return SavedModel(model, ReviewLoss(config), config, words.decode().split("\n")[:-1], text, words)

@@ -1,0 +1,205 @@
+"""Start-up and the ranks: Horovod for tensors, mpi4py for timings, on one MPI; and how a failing rank ends all.
+
+Horovod and mpi4py are imported when a session starts, not before: evaluate and predict run without them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.environment import launcher_rank, prepare_environment, usable_cores
+from engine.errors import TrainingError, UsageError
+from native.format import DatasetError
+
+_POLL_SECONDS = 50e-6
+
+
+@dataclass(frozen=True)
+class Session:
+    """This rank among all ranks; made by `init`."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    threads: int
+    comm: Any
+    """mpi4py communicator of the engine's own (a duplicate of COMM_WORLD)"""
+    hvd: Any
+    """horovod.torch"""
+
+    @property
+    def root(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum_in_place(self, buffers: Sequence[Tensor]) -> None:
+        """Sum each tensor over all ranks, in place; returns when all are summed."""
+        if self.size == 1:
+            return
+        handles = [self.hvd.allreduce_async_(buffer, op=self.hvd.Sum, name=f"engine.sum.{number}")
+                   for number, buffer in enumerate(buffers)]
+        for handle in handles:
+            # Horovod's own wait spins on a core that a slower rank may need; on a GPU it must order the streams.
+            while self.device.type == "cpu" and not self.hvd.poll(handle):
+                time.sleep(_POLL_SECONDS)
+            self.hvd.synchronize(handle)
+
+    def broadcast_state(self, model: torch.nn.Module) -> None:
+        """Give every rank rank 0's parameters and buffers."""
+        if self.size > 1:
+            self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+    def agree(self, what: dict[str, Any]) -> None:
+        """Check that all ranks hold the same values.
+
+        Raises:
+            UsageError: on every rank, naming the first field that differs and who has which value.
+        """
+        everyone = self.comm.allgather({name: repr(value) for name, value in what.items()})
+        for name in what:
+            values = [fields.get(name) for fields in everyone]
+            if len(set(values)) > 1:
+                other = next(rank for rank, value in enumerate(values) if value != values[0])
+                hosts = self.comm.allgather(socket.gethostname())
+                raise UsageError(f"the ranks disagree on {name}: rank 0 on {hosts[0]} has {values[0]}, rank {other} on "
+                                 f"{hosts[other]} has {values[other]}; give all ranks the same version, files and options")
+
+    def together(self, error: Exception | None) -> None:
+        """Fail on all ranks when any rank failed in a step of start-up; call it after that step on every rank.
+
+        Raises:
+            UsageError: on every rank, with the message of the first rank that failed.
+        """
+        errors = self.comm.allgather(None if error is None else str(error))
+        failed = [rank for rank, message in enumerate(errors) if message is not None]
+        if failed:
+            where = "" if len(failed) == self.size else f"rank {failed[0]}: "
+            raise UsageError(where + str(errors[failed[0]])) from error
+
+
+def init(device: str = "auto", threads: int = 0) -> Session:
+    """Start Horovod and MPI for this process, pick its device and set its threads.
+
+    From then on an exception that nobody catches on one rank ends all ranks: none is left waiting.
+
+    Args:
+        device: "auto" (a GPU per local rank where there are GPUs), "cpu" or "cuda".
+        threads: CPU threads of torch; 0 divides this host's usable cores by its ranks.
+
+    Raises:
+        UsageError: no GPU where one was asked for, Horovod without MPI, or two different MPIs.
+    """
+    prepare_environment()
+    # Autotune would change the order of reductions while training runs, and so the bits.
+    os.environ["HOROVOD_AUTOTUNE"] = "0"
+    hvd, comm = _start_mpi()
+    local_rank, local_size = hvd.local_rank(), hvd.local_size()
+    threads = threads or max(1, int(usable_cores()) // local_size)
+    torch.set_num_threads(threads)
+    place, problem = torch.device("cpu"), None
+    try:
+        place = _device(device, local_rank)
+    except UsageError as error:
+        problem = error
+    session = Session(hvd.rank(), hvd.size(), local_rank, local_size, place, threads, comm, hvd)
+    session.together(problem)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    _end_all_ranks_on_error(session)
+    return session
+
+
+def _start_mpi() -> tuple[Any, Any]:
+    try:
+        import horovod.torch as hvd
+    except ImportError as error:
+        raise UsageError(f"Horovod is not usable ({error}); run make setup, or python -m engine.doctor for more") from None
+    hvd.init()
+    if not hvd.mpi_enabled():
+        raise UsageError("Horovod was started with Gloo, without MPI, and the timings travel over MPI; "
+                         "start with horovodrun --mpi or mpirun")
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # Horovod has done it
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized() or hvd.size() != MPI.COMM_WORLD.size:
+        raise UsageError("Horovod and mpi4py use two different MPI libraries; python -m engine.doctor names both")
+    if hvd.size() > 1 and not hvd.mpi_threads_supported():
+        raise UsageError("this MPI was started without support for threads (MPI_THREAD_MULTIPLE), which Horovod and "
+                         "mpi4py need side by side; use an Open MPI 4 that has it")
+    return hvd, MPI.COMM_WORLD.Dup()
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise UsageError("--device cuda: this host shows no GPU to torch; use --device cpu, or see python -m engine.doctor")
+    if local_rank >= gpus:
+        raise UsageError(f"local rank {local_rank} has no GPU of its own, this host shows {gpus}; start one rank per GPU")
+    return torch.device("cuda", local_rank)
+
+
+def report_error(program: str, error: BaseException) -> int:
+    """Print an error as one line; returns the exit status: 2 for what the user can mend, 1 for a failed run.
+
+    UsageError and TrainingError are raised by all ranks together, so that rank 0 speaks for the job. Anything else
+    happened to one rank, which names itself.
+    """
+    if os.environ.get("ENGINE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    text = " ".join(str(error).split())
+    if isinstance(error, UsageError | DatasetError | TrainingError):
+        if launcher_rank() == 0:
+            print(f"{program}: {text}", file=sys.stderr, flush=True)
+        return 1 if isinstance(error, TrainingError) else 2
+    print(f"{program}: rank {launcher_rank()} on {socket.gethostname()} failed with {type(error).__name__}: {text} "
+          "(ENGINE_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+    return 1
+
+
+def run_on_all_ranks(program: str, session: Session, work: Callable[[], None]) -> int:
+    """Run `work` on this rank; whatever it raises, no other rank is left waiting.
+
+    Returns:
+        The exit status of the process.
+    """
+    try:
+        work()
+    except (UsageError, TrainingError) as error:
+        return report_error(program, error)
+    except BaseException as error:
+        status = report_error(program, error)
+        if session.size > 1:
+            session.comm.Abort(status)
+        return status
+    return 0
+
+
+def _end_all_ranks_on_error(session: Session) -> None:
+    """In a user's own script, let an exception that nobody catches end all ranks."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        previous(kind, error, trace)
+        if session.size > 1:
+            print(f"engine: rank {session.rank} on {socket.gethostname()} failed with {kind.__name__}; all ranks end now",
+                  file=sys.stderr, flush=True)
+            session.comm.Abort(1)
+
+    sys.excepthook = hook

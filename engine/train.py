@@ -1,0 +1,35 @@
+"""`python -m engine.train`: parse, start, run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from engine.config import parse_train_config
+from engine.environment import prepare_environment
+from engine.errors import UsageError
+
+PROGRAM = "engine.train"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit status."""
+    prepare_environment()
+    from engine.session import init, report_error, run_on_all_ranks
+
+    try:
+        config = parse_train_config(arguments)
+        session = init(config.device, config.threads)
+    except UsageError as error:
+        return report_error(PROGRAM, error)
+
+    def work() -> None:
+        from engine.run import Run
+
+        Run(config, session).train()
+
+    return run_on_all_ranks(PROGRAM, session, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""The training loop: batch, forward, backward, exchange, step; shares and checkpoints at their time."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
+from engine.errors import TrainingError
+from engine.exchange import Control, GradientExchange
+from engine.input import LocalBatch, Prefetcher, as_source
+from engine.log import Display
+from engine.plan import Plan
+from engine.precision import Precision
+from engine.rebalance import Rebalancer
+from engine.session import Session
+from engine.timing import ComputeTimer, RankClock
+from native.shuffle import derive_key
+
+_DROPOUT = 3  # purpose of a key
+_COLLECT_EVERY = 100
+"""steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
+
+
+@dataclass
+class Progress:
+    """Where training stands, and the running sums of the epoch; the same on every rank."""
+
+    epoch: int = 0
+    """epochs done"""
+    step: int = 0
+    """steps done of the present epoch"""
+    total_steps: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    """steps left out because a float16 gradient overflowed, since training began"""
+
+    def start_epoch(self) -> None:
+        """One epoch more is done; the sums begin again."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss = self.weight = self.seconds = 0.0
+        self.rows = 0
+
+
+@dataclass
+class Hooks:
+    """What a trainer calls; every one may be left as it is."""
+
+    record: Callable[[dict[str, Any]], None] = lambda event: None
+    """takes the events of metrics.jsonl, on rank 0"""
+    validate: Callable[[Sequence[int]], dict[str, Any] | None] = lambda shares: None
+    """measures the model after an epoch, on all ranks together; takes the shares"""
+    save: Callable[[dict[str, Any] | None], None] = lambda figures: None
+    """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch"""
+    checkpoint_due: Callable[[int], bool] = lambda total_steps: False
+    """asked on rank 0 after each step"""
+    display: Display = field(default_factory=lambda: Display(active=False))
+
+
+class Trainer:
+    """Trains a model on uneven shares of each global batch, with the gradient of the whole batch.
+
+    Args:
+        model: any module; its parameters are made equal to rank 0's.
+        loss: called as loss(output, target); returns one loss per row. A method row_weights(target), if it has
+            one, gives a weight per row.
+        optimizer: any torch optimiser of the model's parameters. Do not call its zero_grad: the gradients live in
+            buffers of the engine's.
+        plan: the global batches.
+        session: the ranks.
+        balance: "off", "epoch" (shares follow the timings of each epoch) or "auto" (also inside an epoch).
+        rebalance_every: steps between decisions inside an epoch.
+        shares: fixed proportions per rank, with balance="off".
+        rank_caps: most rows of a batch per rank, 0 for no cap.
+        clip_norm: largest norm of the gradient; 0 for no clipping.
+        warmup_steps: steps over which the learning rate rises from 0.
+        precision: "float64", "float32", "bfloat16" or "float16".
+        log_every: steps between "step" events.
+        hooks: what is called on the way.
+    """
+
+    def __init__(self, model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer, plan: Plan, session: Session, *,
+                 balance: str = "auto", rebalance_every: int = 50, shares: Sequence[float] = (),
+                 rank_caps: Sequence[int] = (), clip_norm: float = 0.0, warmup_steps: int = 0,
+                 precision: str = "float32", log_every: int = 50, hooks: Hooks | None = None) -> None:
+        self.model, self.loss, self.optimizer, self.plan, self.session = model, loss, optimizer, plan, session
+        self.rebalancer = Rebalancer(session, plan.batch_size, balance, rebalance_every, shares, rank_caps)
+        self.precision = Precision(precision, session.device)
+        self.progress = Progress()
+        self.hooks = hooks or Hooks()
+        self._clip_norm, self._warmup_steps, self._log_every = clip_norm, warmup_steps, log_every
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        session.broadcast_state(model)
+        self._exchange = GradientExchange([p for p in model.parameters() if p.requires_grad], session)
+        self._timer = ComputeTimer(session.device)
+        self._clock = RankClock()
+        self._schedule: list[Sequence[int]] = [self.rebalancer.shares]
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Rows of a full batch per rank, for the batches that are read next."""
+        return self.rebalancer.shares
+
+    def fit(self, data: Any, epochs: int) -> None:
+        """Train until `epochs` epochs are done, from wherever `progress` stands. Collective.
+
+        Args:
+            data: a dataset of reviews, a map-style torch dataset of (input..., target) items, or a Source of your own.
+            epochs: passes over the plan's rows, those done already included.
+
+        Raises:
+            TrainingError: on every rank: a loss or gradient is not a finite number.
+        """
+        source = as_source(data, self.plan, self.session.device)
+        batches = Prefetcher(self.plan, source, self.session.rank, self._schedule, self.progress.epoch,
+                             self.progress.step, epochs)
+        self.model.train()
+        gc.disable()
+        try:
+            while self.progress.epoch < epochs:
+                self.hooks.display.start_epoch(self.progress.epoch + 1, epochs, self.plan.steps_per_epoch,
+                                               self.progress.step)
+                while self.progress.step < self.plan.steps_per_epoch:
+                    due = self._step(batches)
+                    if self.progress.step < self.plan.steps_per_epoch:
+                        self._rebalance_inside_epoch(batches)
+                        self._schedule = batches.schedule()
+                        if due:
+                            self.hooks.save(None)
+                self._end_epoch(batches)
+        finally:
+            gc.enable()
+            batches.close()
+
+    def _step(self, batches: Prefetcher) -> bool:
+        """One step; whether a checkpoint is due after it."""
+        began = time.perf_counter()
+        batch = batches.next()
+        in_hand = time.perf_counter()
+        self._timer.start()
+        self._exchange.clear()
+        loss, weight = self._forward_backward(batch)
+        self._timer.stop()
+        due = self.session.root and self.hooks.checkpoint_due(self.progress.total_steps + 1)
+        total = self._exchange.sum_over_ranks(loss, weight, Control(rows=batch.rows, checkpoint=float(due)))
+        compute = self._timer.seconds()
+        waited = max(0.0, time.perf_counter() - in_hand - compute)
+        assert int(total.rows) == batch.whole.rows, "the ranks' slices do not make the global batch"
+        self._apply(total, batch, loss)
+        if (self.progress.total_steps + 1) % _COLLECT_EVERY == 0:
+            gc.collect()
+        self._clock.add(batch.bound, batch.rows, compute, in_hand - began, waited)
+        self._count(total, time.perf_counter() - began)
+        return total.checkpoint > 0
+
+    def _forward_backward(self, batch: LocalBatch) -> tuple[Tensor | float, Tensor | float]:
+        """Sums of the loss and of the weights of this rank's rows; gradients are left in the exchange's buffers."""
+        if not batch.rows:
+            return 0.0, 0.0
+        # Keyed by step and rank, so that a resumed run draws the same dropout masks.
+        torch.manual_seed(derive_key(self.plan.seed, _DROPOUT, self.progress.total_steps, self.session.rank))
+        with self.precision.context():
+            output = self.model(*batch.inputs)
+            losses = self.loss(output, batch.target)
+        if losses.shape != (batch.rows,):
+            raise ValueError(f"the loss returned shape {tuple(losses.shape)} for {batch.rows} rows; it must return one loss "
+                             "per row, or a rank's mean would count as much as another's of more rows: reduction='none'")
+        weights = self.loss.row_weights(batch.target) if hasattr(self.loss, "row_weights") else None
+        weighted = losses if weights is None else losses * weights.to(losses.dtype)
+        # Divided by the rows of the whole batch, so that the sum over ranks is the whole batch's gradient.
+        (weighted.sum() * (self.precision.scale / batch.whole.rows)).backward()
+        weight = float(batch.rows) if weights is None else weights.double().sum()
+        return weighted.detach().double().sum(), weight
+
+    def _apply(self, total: Control, batch: LocalBatch, loss: Tensor | float) -> None:
+        """Make the summed gradient that of the weighted mean, clip it, and step; the same on every rank."""
+        if total.weight > 0:
+            factor = batch.whole.rows / total.weight / self.precision.scale
+            if factor != 1.0:
+                self._exchange.scale(factor)
+        norm = self._exchange.norm()
+        finite = math.isfinite(norm) and not total.nonfinite
+        if self.precision.overflowed(finite):
+            self.progress.skipped += 1
+            return
+        if not finite:
+            self._stop_nonfinite(loss)
+        if self._clip_norm and norm > self._clip_norm:
+            self._exchange.scale(self._clip_norm / norm)
+        rise = min(1.0, (self.progress.total_steps + 1) / self._warmup_steps) if self._warmup_steps else 1.0
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * rise
+        self.optimizer.step()
+
+    def _stop_nonfinite(self, loss: Tensor | float) -> None:
+        bad = self.session.comm.allgather(not math.isfinite(float(loss)))
+        ranks = ", ".join(str(rank) for rank, is_bad in enumerate(bad) if is_bad)
+        what = f"the loss of rank {ranks} is" if ranks else "the gradient is"
+        raise TrainingError(f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not "
+                            "applied; the last checkpoint is good: lower --learning-rate or set --clip-norm, then resume")
+
+    def _count(self, total: Control, seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.total_steps += 1
+        progress.loss += total.loss
+        progress.weight += total.weight
+        progress.rows += int(total.rows)
+        progress.seconds += seconds
+        mean = total.loss / total.weight if total.weight else 0.0
+        self.hooks.display.step(mean)
+        if self.session.root and progress.total_steps % self._log_every == 0:
+            self.hooks.record({"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean})
+
+    def _rebalance_inside_epoch(self, batches: Prefetcher) -> None:
+        if not self.rebalancer.due(self.progress.step):
+            return
+        decision = self.rebalancer.decide(self._clock)
+        if decision.changed:
+            batches.set_shares(decision.shares)
+            self._record_shares(decision.reason, decision.predicted_gain)
+
+    def _end_epoch(self, batches: Prefetcher) -> None:
+        """Validate, choose the next epoch's shares, record the epoch, save."""
+        self.hooks.display.end_epoch()
+        shares = self.shares
+        figures = self.hooks.validate(shares)
+        totals = self.session.comm.gather(self._clock.totals(), root=0)
+        decision = self.rebalancer.decide(self._clock)
+        if self.session.root:
+            assert totals is not None
+            compute, read, wait = (list(column) for column in zip(*totals, strict=True))
+            progress = self.progress
+            self.hooks.record({
+                "event": "epoch", "step": progress.total_steps, "epoch": progress.epoch + 1,
+                "train_loss": progress.loss / progress.weight if progress.weight else 0.0, "validation": figures,
+                "seconds": progress.seconds, "rows": progress.rows, "rows_per_second": progress.rows / progress.seconds,
+                "skipped_steps": progress.skipped, "shares": list(shares), "compute_seconds": compute,
+                "input_seconds": read, "wait_seconds": wait,
+            })
+            self._record_shares(decision.reason, decision.predicted_gain)
+        batches.set_shares(decision.shares)
+        self.progress.start_epoch()
+        self._clock.start_epoch()
+        self._schedule = batches.schedule()
+        self.hooks.save(figures or {})
+
+    def _record_shares(self, reason: str, gain: float) -> None:
+        if self.session.root:
+            self.hooks.record({"event": "shares", "step": self.progress.total_steps, "bucket": None,
+                               "shares": list(self.shares), "reason": reason, "predicted_gain": gain})
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training goes on from: tensors and plain values. Collective (the ranks' timings)."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        optimizer_tensors, optimizer_values = optimizer_state(self.optimizer)
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        return tensors, {
+            "progress": asdict(self.progress), "schedule": [list(shares) for shares in self._schedule],
+            "clocks": self.session.comm.allgather(self._clock.totals()), "optimizer": optimizer_values,
+            "precision": self.precision.state(), "weights_digest": weights_digest(self.model),
+        }
+
+    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `state` returned: on the same number of ranks with the same shares, else with an even split."""
+        self.model.load_state_dict(model)
+        load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
+        self.precision.load_state(values["precision"])
+        self.progress = Progress(**values["progress"])
+        if all([self.rebalancer.resume(shares) for shares in values["schedule"]]):
+            self._schedule = values["schedule"]
+        if len(values["clocks"]) == self.session.size:
+            self._clock.start_epoch(tuple(values["clocks"][self.session.rank]))

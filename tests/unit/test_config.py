@@ -1,0 +1,81 @@
+"""The command line is frozen here: an option comes or goes on purpose or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config import TrainConfig, parse_train_config
+from engine.errors import UsageError
+
+FROZEN = {
+    "data": "D", "out": "R", "epochs": 5, "batch_size": 512, "seed": 7, "balance": "auto", "rebalance_every": 50,
+    "shares": (), "rank_caps": (), "resume": "auto", "checkpoint_every": 0, "checkpoint_minutes": 0.0,
+    "keep_checkpoints": 3, "log_every": 50, "device": "auto", "threads": 0, "precision": "float32", "optimizer": "adam",
+    "learning_rate": 0.002, "momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 0, "clip_norm": 1.0,
+    "class_weights": "none",
+    "model": {"cell": "lstm", "embedding_size": 100, "hidden_size": 64, "layers": 1, "directions": 2, "pooling": "max",
+              "loss": "bce", "classes": 2, "dropout": 0.3},
+}
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return parse_train_config(["--data", "D", "--out", "R", *arguments])
+
+
+def test_options_and_defaults():
+    assert parse().to_json() == FROZEN
+
+
+def test_every_option_explains_itself(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_train_config(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for name in [*FROZEN, *FROZEN["model"]]:
+        if name != "model":
+            assert "--" + name.replace("_", "-") in text
+    assert text.count("default:") >= len(FROZEN) + len(FROZEN["model"]) - 4
+
+
+def test_shares_imply_balance_off():
+    assert parse("--shares", "3,1").balance == "off"
+    assert parse("--shares", "3,0", "--balance", "off").shares == (3.0, 0.0)
+    with pytest.raises(UsageError, match="--shares fixes the shares by hand"):
+        parse("--shares", "3,1", "--balance", "auto")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+    (["--batch-size", "-3"], "--batch-size"),
+    (["--learning-rate", "nan"], "--learning-rate"),
+    (["--dropout", "1"], "--dropout"),
+    (["--shares", "a,b"], "--shares"),
+    (["--shares", "0,0"], "--shares"),
+    (["--shares", "1,-1"], "--shares"),
+    (["--rank-caps", "-1"], "--rank-caps"),
+    (["--classes", "3"], "--classes"),
+    (["--classes", "5"], "--loss bce"),
+    (["--class-weights", "1,2,3"], "--class-weights"),
+    (["--class-weights", "heavy"], "--class-weights"),
+    (["--balance", "on"], "--balance"),
+    (["--epoch", "3"], "unrecognized arguments: --epoch"),
+])
+def test_wrong_values_name_the_option(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse(*arguments)
+
+
+def test_class_weights():
+    assert parse().class_weight_values([1, 3]) is None
+    assert parse("--class-weights", "2,1").class_weight_values([1, 3]) == (2.0, 1.0)
+    assert parse("--class-weights", "balanced").class_weight_values([1, 3]) == (2.0, 4 / 6)
+    with pytest.raises(UsageError, match="classes without rows"):
+        parse("--class-weights", "balanced").class_weight_values([0, 3])
+
+
+def test_a_resumed_run_may_change_some_options_and_not_others():
+    saved = parse().to_json()
+    assert parse("--epochs", "9", "--balance", "off", "--threads", "2", "--log-every", "1").differences(saved) == []
+    different = parse("--seed", "8", "--hidden-size", "32").differences(saved)
+    assert different == ["--seed is 8, the checkpoint has 7", "--hidden-size is 32, the checkpoint has 64"]

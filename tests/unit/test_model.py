@@ -1,0 +1,97 @@
+"""Padding never reaches the result; losses and classes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from engine.config import ModelConfig
+from engine.losses import ReviewLoss, class_counts, classes_of
+from engine.model import ReviewModel
+
+KINDS = list(itertools.product(("lstm", "gru"), (1, 2), (1, 2), ("last", "mean", "max")))
+
+
+def rows(lengths: list[int], bound: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(2, 50, (len(lengths), 40), generator=generator)[:, :bound].clone()
+    for row, length in enumerate(lengths):
+        tokens[row, length:] = 0
+    return tokens
+
+
+@pytest.mark.parametrize(("cell", "layers", "directions", "pooling"), KINDS)
+def test_the_output_is_the_same_whatever_a_review_is_padded_to(cell, layers, directions, pooling):
+    torch.manual_seed(0)
+    config = ModelConfig(cell=cell, layers=layers, directions=directions, pooling=pooling, embedding_size=8, hidden_size=6)
+    model = ReviewModel(config, 50).double().eval()
+    lengths = [1, 9, 16, 12]
+    narrow = model(rows(lengths, 16), torch.tensor(lengths))
+    wide = model(rows(lengths, 40), torch.tensor(lengths, dtype=torch.int32))
+    torch.testing.assert_close(narrow, wide, rtol=1e-13, atol=1e-13)
+    alone = torch.cat([model(rows(lengths, 16)[row:row + 1, :length], torch.tensor([length]))
+                       for row, length in enumerate(lengths)])
+    torch.testing.assert_close(narrow, alone, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_gradients_do_not_depend_on_padding_either(pooling):
+    config = ModelConfig(pooling=pooling, embedding_size=8, hidden_size=6, dropout=0.0)
+    gradients = []
+    for bound in (16, 40):
+        torch.manual_seed(0)
+        model = ReviewModel(config, 50).double()
+        model(rows([3, 16], bound), torch.tensor([3, 16])).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for narrow, wide in zip(*gradients, strict=True):
+        torch.testing.assert_close(narrow, wide, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_states_equal_those_of_torchs_packed_sequences(cell):
+    torch.manual_seed(0)
+    model = ReviewModel(ModelConfig(cell=cell, embedding_size=8, hidden_size=6, pooling="last", dropout=0.0), 50).double()
+    kind = torch.nn.LSTM if cell == "lstm" else torch.nn.GRU
+    reference = kind(8, 6, bidirectional=True).double()
+    for suffix, layer in (("", model.layers[0][0]), ("_reverse", model.layers[0][1])):
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+            getattr(reference, name + suffix).data.copy_(getattr(layer, name).data)
+    lengths = torch.tensor([5, 16, 1])
+    tokens = rows(lengths.tolist(), 16)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(model.embedding(tokens.t()), lengths, enforce_sorted=False)
+    _, state = reference(packed)
+    hidden = state[0] if cell == "lstm" else state
+    torch.testing.assert_close(model(tokens, lengths), model.head(torch.cat((hidden[0], hidden[1]), dim=1)).squeeze(1))
+
+
+def test_classes_of_stars():
+    stars = torch.tensor([1, 2, 3, 4, 5], dtype=torch.uint8)
+    assert classes_of(stars, 2).tolist() == [0, 0, 0, 1, 1]
+    assert classes_of(stars, 5).tolist() == [0, 1, 2, 3, 4]
+    assert class_counts([1, 2, 3, 4, 5], 2) == [6, 9]
+    assert class_counts([1, 2, 3, 4, 5], 5) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("loss", "classes"), [("bce", 2), ("cross_entropy", 2), ("cross_entropy", 5), ("mse", 2), ("mse", 5)])
+def test_every_loss_is_smallest_for_the_right_answer_and_predicts_it(loss, classes):
+    function = ReviewLoss(ModelConfig(loss=loss, classes=classes))
+    target = torch.arange(classes)
+    if loss == "cross_entropy":
+        right, wrong = torch.eye(classes) * 9, torch.eye(classes).roll(1, 0) * 9
+    elif loss == "bce":
+        right, wrong = torch.tensor([-9.0, 9.0]), torch.tensor([9.0, -9.0])
+    else:
+        right, wrong = target.float() + 0.2, target.float() + 1.5
+    assert function(right, target).shape == (classes,)
+    assert (function(right, target) < function(wrong, target)).all()
+    assert function.predict(right).tolist() == target.tolist()
+    probabilities = function.probabilities(right)
+    assert probabilities is None if loss == "mse" else torch.allclose(probabilities.sum(dim=1), torch.ones(classes))
+
+
+def test_row_weights_follow_the_class():
+    loss = ReviewLoss(ModelConfig(), class_weights=(3.0, 0.5))
+    assert loss.row_weights(torch.tensor([1, 0, 1])).tolist() == [0.5, 3.0, 0.5]
+    assert ReviewLoss(ModelConfig()).row_weights(torch.tensor([1])) is None
