@@ -56,7 +56,9 @@ class Decision:
     """part of the slowest rank's time that the change saves, 0..1"""
 
 
-def proportional_shares(weights: Sequence[float], batch_size: int, caps: Sequence[int] | None = None) -> tuple[int, ...]:
+def proportional_shares(
+    weights: Sequence[float], batch_size: int, caps: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Integer shares of a batch in proportion to weights, by largest remainder; ties go to the lower rank.
 
     Args:
@@ -74,8 +76,10 @@ def proportional_shares(weights: Sequence[float], batch_size: int, caps: Sequenc
     left = batch_size
     while left:
         if not open_ranks:
-            raise ValueError(f"caps {list(caps)} leave no room for {left} of the batch's {batch_size} rows on the "
-                             "ranks whose weight is above 0; raise a cap or lower the batch size")
+            raise ValueError(
+                f"caps {list(caps)} leave no room for {left} of the batch's {batch_size} rows on the "
+                "ranks whose weight is above 0; raise a cap or lower the batch size"
+            )
         total = math.fsum(weights[rank] for rank in open_ranks)
         ideal = {rank: left * weights[rank] / total for rank in open_ranks}
         full = [rank for rank in open_ranks if shares[rank] + ideal[rank] >= caps[rank]]
@@ -98,8 +102,9 @@ def even_shares(ranks: int, batch_size: int, caps: Sequence[int] | None = None) 
     return proportional_shares([1.0] * ranks, batch_size, caps)
 
 
-def optimal_shares(costs: Sequence[Cost], batch_size: int, caps: Sequence[int] | None = None,
-                   least: int = 0) -> tuple[int, ...]:
+def optimal_shares(
+    costs: Sequence[Cost], batch_size: int, caps: Sequence[int] | None = None, least: int = 0
+) -> tuple[int, ...]:
     """Integer shares that minimise the slowest rank's predicted time, exactly.
 
     Bisection finds a time at which the batch does not quite fit; the last rows then go, one by one, to the rank that
@@ -122,7 +127,8 @@ def optimal_shares(costs: Sequence[Cost], batch_size: int, caps: Sequence[int] |
 
     def fitting(seconds: float) -> np.ndarray:
         rows = np.floor((seconds - fixed) / per_row)
-        return np.maximum(np.clip(rows, 0, limits), floor).astype(np.int64)
+        fit: np.ndarray = np.maximum(np.clip(rows, 0, limits), floor).astype(np.int64)
+        return fit
 
     low, high = 0.0, float(np.max(fixed + per_row * batch_size))
     for _ in range(100):
@@ -158,7 +164,8 @@ def fit_cost(timings: Sequence[Timing]) -> tuple[Cost, float] | None:
     used = [timing for timing in used if timing.rows * 2 >= most]
     work = math.fsum(timing.steps * timing.rows * timing.bound for timing in used)
     seconds = math.fsum(timing.steps * timing.seconds for timing in used)
-    # 1.4826: median absolute deviation to standard deviation; 1.2533: a median's standard error to a mean's (normal noise)
+    # For normal noise: 1.4826 turns a median absolute deviation into a standard deviation, 1.2533 is how much larger
+    # a median's standard error is than a mean's.
     variance = math.fsum(timing.steps * (1.2533 * 1.4826 * timing.spread) ** 2 for timing in used)
     return Cost(0.0, seconds / work), math.sqrt(variance) / seconds if seconds else 0.0
 
@@ -187,9 +194,13 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
     gain = max(0.0, 1 - after / before) if before else 0.0
     threshold = max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known))
     if gain < threshold or chosen == tuple(shares):
-        return Decision(tuple(shares), False, f"kept: a gain of {gain:.1%} is below the threshold of {threshold:.1%}", gain)
+        return Decision(
+            tuple(shares), False, f"kept: a gain of {gain:.1%} is below the threshold of {threshold:.1%}", gain
+        )
     slow = max(range(len(costs)), key=lambda rank: costs[rank](shares[rank]))
-    return Decision(chosen, True, f"rank {slow} was the slowest; its share goes from {shares[slow]} to {chosen[slow]}", gain)
+    return Decision(
+        chosen, True, f"rank {slow} was the slowest; its share goes from {shares[slow]} to {chosen[slow]}", gain
+    )
 
 
 def _checked_caps(caps: Sequence[int] | None, ranks: int, batch_size: int) -> list[int]:
@@ -197,6 +208,8 @@ def _checked_caps(caps: Sequence[int] | None, ranks: int, batch_size: int) -> li
     if len(limits) != ranks or min(limits) < 0:
         raise ValueError(f"caps {limits} must hold a number of at least 0 for each of the {ranks} ranks")
     if sum(limits) < batch_size:
-        raise ValueError(f"caps {limits} hold {sum(limits)} rows together, the batch has {batch_size}; "
-                         "raise a cap or lower the batch size")
+        raise ValueError(
+            f"caps {limits} hold {sum(limits)} rows together, the batch has {batch_size}; "
+            "raise a cap or lower the batch size"
+        )
     return limits

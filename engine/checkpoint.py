@@ -35,7 +35,9 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`/, by the rest of their names."""
-        return {name[len(prefix) + 1:]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix + "/")}
+        return {
+            name[len(prefix) + 1 :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix + "/")
+        }
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -89,7 +91,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         OSError: disk full, read-only, ...
     """
     values = {"format": FORMAT, "version": VERSION, **checkpoint.values}
-    whole = Checkpoint({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, values)
+    whole = Checkpoint(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}, values
+    )
     header = json.dumps({"digest": _digest(whole), "values": values}, sort_keys=True)
     # Optimisers share one tensor between entries; safetensors wants each to have memory of its own.
     tensors = {name: tensor.clone() for name, tensor in whole.tensors.items()}
@@ -112,7 +116,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(tensors, content["values"])
         whole = _digest(checkpoint) == content["digest"]
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint; name a file in RUN/checkpoints, such as best") from None
+        raise CheckpointError(
+            f"{path}: there is no such checkpoint; name a file in RUN/checkpoints, such as best"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a usable checkpoint ({error}); name another one") from None
     if checkpoint.values.get("format") != FORMAT or checkpoint.values.get("version") != VERSION:
@@ -150,13 +156,13 @@ class CheckpointFolder:
         if best:
             self._point("best", path.name)
         kept = self._target("best")
-        for old in [path for path in self.steps() if path.name != kept][self._keep:]:
+        for old in [path for path in self.steps() if path.name != kept][self._keep :]:
             old.unlink()
         return path
 
     def latest_good(self) -> tuple[Path | None, Checkpoint | None, list[str]]:
         """The latest checkpoint that is whole, and a message for each later one that is not."""
-        problems = []
+        problems: list[str] = []
         for path in self.steps():
             try:
                 return path, load_checkpoint(path), problems

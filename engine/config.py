@@ -11,11 +11,18 @@ from typing import Any
 from engine.errors import UsageError
 
 
-def option(default: Any = MISSING, help: str = "", *, choices: Sequence[str] | None = None,
-           metavar: str | None = None, may_change: bool = False) -> Any:
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    may_change: bool = False,
+) -> Any:
     """A documented field. `may_change`: a resumed run may set it to another value."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar,
-                                            "may_change": may_change})
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "may_change": may_change}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +34,17 @@ class ModelConfig:
     hidden_size: int = option(64, "units of each recurrent layer and direction")
     layers: int = option(1, "recurrent layers")
     directions: int = option(2, "1 reads forwards, 2 reads backwards as well")
-    pooling: str = option("max", "how the states of a review become one vector: of the last valid word, or their "
-                          "mean or maximum over the valid words", choices=("last", "mean", "max"))
-    loss: str = option("bce", "bce: binary cross-entropy with logits; cross_entropy; mse: mean squared error",
-                       choices=("bce", "cross_entropy", "mse"))
+    pooling: str = option(
+        "max",
+        "how the states of a review become one vector: of the last valid word, or their "
+        "mean or maximum over the valid words",
+        choices=("last", "mean", "max"),
+    )
+    loss: str = option(
+        "bce",
+        "bce: binary cross-entropy with logits; cross_entropy; mse: mean squared error",
+        choices=("bce", "cross_entropy", "mse"),
+    )
     classes: int = option(2, "2: negative and positive (4 or 5 stars); 5: the stars themselves")
     dropout: float = option(0.3, "probability of every random regulariser; 0 switches all of them off", metavar="P")
 
@@ -49,56 +63,98 @@ class TrainConfig:
     """Everything `python -m engine.train` can be told."""
 
     data: str = option(help="dataset folder made by python -m mr", metavar="DATA", may_change=True)
-    out: str = option(help="folder of this run; made when missing, nothing outside it is written", metavar="RUN",
-                      may_change=True)
+    out: str = option(
+        help="folder of this run; made when missing, nothing outside it is written", metavar="RUN", may_change=True
+    )
     epochs: int = option(5, "passes over the training split", metavar="N", may_change=True)
     batch_size: int = option(512, "rows of a GLOBAL batch, whatever the number of ranks", metavar="B")
     seed: int = option(7, "seed of the order of rows, the initial weights and dropout", metavar="S")
-    balance: str = option("auto", "how shares of a batch follow the ranks' speeds: not at all (an even split), at every "
-                          "epoch, or also inside an epoch", choices=("off", "epoch", "auto"), may_change=True)
-    rebalance_every: int = option(50, "steps between looks at the timings with --balance auto", metavar="STEPS",
-                                  may_change=True)
-    shares: tuple[float, ...] = option((), "fixed proportions, a number per rank, 0 allowed (3,1); implies --balance off",
-                                       metavar="A,B,..", may_change=True)
-    rank_caps: tuple[int, ...] = option((), "most rows of a batch that each rank takes (its memory), a number per rank, "
-                                        "0 for no cap (0,0,256)", metavar="A,B,..", may_change=True)
-    resume: str = option("auto", "auto: go on from RUN's last good checkpoint; never: refuse a RUN that has one; or the "
-                         "path of a checkpoint", metavar="auto|never|CHECKPOINT", may_change=True)
-    checkpoint_every: int = option(0, "steps between checkpoints inside an epoch; 0: only at its end", metavar="STEPS",
-                                   may_change=True)
-    checkpoint_minutes: float = option(0.0, "minutes between checkpoints inside an epoch; 0: only at its end",
-                                       metavar="M", may_change=True)
+    balance: str = option(
+        "auto",
+        "how shares of a batch follow the ranks' speeds: not at all (an even split), at every "
+        "epoch, or also inside an epoch",
+        choices=("off", "epoch", "auto"),
+        may_change=True,
+    )
+    rebalance_every: int = option(
+        50, "steps between looks at the timings with --balance auto", metavar="STEPS", may_change=True
+    )
+    shares: tuple[float, ...] = option(
+        (),
+        "fixed proportions, a number per rank, 0 allowed (3,1); implies --balance off",
+        metavar="A,B,..",
+        may_change=True,
+    )
+    rank_caps: tuple[int, ...] = option(
+        (),
+        "most rows of a batch that each rank takes (its memory), a number per rank, 0 for no cap (0,0,256)",
+        metavar="A,B,..",
+        may_change=True,
+    )
+    resume: str = option(
+        "auto",
+        "auto: go on from RUN's last good checkpoint; never: refuse a RUN that has one; or the path of a checkpoint",
+        metavar="auto|never|CHECKPOINT",
+        may_change=True,
+    )
+    checkpoint_every: int = option(
+        0, "steps between checkpoints inside an epoch; 0: only at its end", metavar="STEPS", may_change=True
+    )
+    checkpoint_minutes: float = option(
+        0.0, "minutes between checkpoints inside an epoch; 0: only at its end", metavar="M", may_change=True
+    )
     keep_checkpoints: int = option(3, "checkpoints kept besides the best one", metavar="K", may_change=True)
     log_every: int = option(50, "steps between 'step' lines in metrics.jsonl", metavar="STEPS", may_change=True)
-    device: str = option("auto", "auto takes one GPU per local rank where there are GPUs",
-                         choices=("auto", "cpu", "cuda"), may_change=True)
-    threads: int = option(0, "CPU threads per rank; 0: this host's cores divided by its ranks", metavar="N",
-                          may_change=True)
-    precision: str = option("float32", "number type of the computation; the 16-bit ones keep float32 weights",
-                            choices=("float64", "float32", "bfloat16", "float16"))
+    device: str = option(
+        "auto",
+        "auto takes one GPU per local rank where there are GPUs",
+        choices=("auto", "cpu", "cuda"),
+        may_change=True,
+    )
+    threads: int = option(
+        0, "CPU threads per rank; 0: this host's cores divided by its ranks", metavar="N", may_change=True
+    )
+    precision: str = option(
+        "float32",
+        "number type of the computation; the 16-bit ones keep float32 weights",
+        choices=("float64", "float32", "bfloat16", "float16"),
+    )
     optimizer: str = option("adam", "update rule", choices=("sgd", "adam", "adamw"))
     learning_rate: float = option(0.002, "step size after warm-up", metavar="RATE")
     momentum: float = option(0.9, "momentum of sgd")
     weight_decay: float = option(0.0, "weight decay")
     warmup_steps: int = option(0, "steps over which the learning rate rises linearly from 0", metavar="STEPS")
     clip_norm: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", metavar="NORM")
-    class_weights: str = option("none", "none, balanced (by the training split's classes), or a number per class (2,1)",
-                                metavar="none|balanced|A,B,..")
+    class_weights: str = option(
+        "none",
+        "none, balanced (by the training split's classes), or a number per class (2,1)",
+        metavar="none|balanced|A,B,..",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "rebalance_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("checkpoint_every", "checkpoint_minutes", "threads", "momentum", "weight_decay", "warmup_steps",
-                     "clip_norm"):
+        for name in (
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "threads",
+            "momentum",
+            "weight_decay",
+            "warmup_steps",
+            "clip_norm",
+        ):
             _require(getattr(self, name) >= 0, name, "at least 0")
         _require(self.learning_rate > 0, "learning_rate", "above 0")
         for item in fields(self):
             value = getattr(self, item.name)
             _require(not isinstance(value, float) or math.isfinite(value), item.name, "a finite number")
         if self.shares:
-            _require(all(math.isfinite(share) and share >= 0 for share in self.shares) and sum(self.shares) > 0,
-                     "shares", "numbers of at least 0, not all 0")
+            _require(
+                all(math.isfinite(share) and share >= 0 for share in self.shares) and sum(self.shares) > 0,
+                "shares",
+                "numbers of at least 0, not all 0",
+            )
         _require(all(cap >= 0 for cap in self.rank_caps), "rank_caps", "numbers of at least 0")
         self.class_weight_values(None)
 
@@ -114,12 +170,17 @@ class TrainConfig:
             if counts is None:
                 return None
             if not all(counts):
-                raise UsageError(f"--class-weights balanced: the training split has classes without rows ({counts}); "
-                                 "give the weights by hand")
+                raise UsageError(
+                    f"--class-weights balanced: the training split has classes without rows ({counts}); "
+                    "give the weights by hand"
+                )
             return tuple(sum(counts) / (len(counts) * count) for count in counts)
-        values = _numbers(float)(self.class_weights, "class_weights")
-        _require(len(values) == self.model.classes and all(math.isfinite(v) and v >= 0 for v in values)
-                 and sum(values) > 0, "class_weights", f"none, balanced, or {self.model.classes} numbers of at least 0")
+        values: tuple[float, ...] = _numbers(float)(self.class_weights, "class_weights")
+        _require(
+            len(values) == self.model.classes and all(math.isfinite(v) and v >= 0 for v in values) and sum(values) > 0,
+            "class_weights",
+            f"none, balanced, or {self.model.classes} numbers of at least 0",
+        )
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -132,8 +193,11 @@ class TrainConfig:
         fixed = [item.name for item in fields(self) if item.name != "model" and not item.metadata["may_change"]]
         pairs = [(name, mine[name], other.get(name)) for name in fixed]
         pairs += [(name, value, other.get("model", {}).get(name)) for name, value in mine["model"].items()]
-        return [f"{flag(name)} is {now!r}, the checkpoint has {then!r}"
-                for name, now, then in pairs if _plain(now) != _plain(then)]
+        return [
+            f"{flag(name)} is {now!r}, the checkpoint has {then!r}"
+            for name, now, then in pairs
+            if _plain(now) != _plain(then)
+        ]
 
 
 def _plain(value: Any) -> Any:
@@ -158,6 +222,7 @@ def _numbers(kind: type) -> Any:
             if name:
                 raise UsageError(f"{flag(name)} {text!r}: not numbers separated by commas") from None
             raise argparse.ArgumentTypeError(f"{text!r} is not {kind.__name__}s separated by commas") from None
+
     return parse
 
 
@@ -170,8 +235,9 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser whose errors are UsageError, with defaults shown in --help."""
-    return _Parser(prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                   allow_abbrev=False)
+    return _Parser(
+        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
 
 
 def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
@@ -180,7 +246,9 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
     Raises:
         UsageError: an unknown option or a wrong value.
     """
-    parser = make_parser("python -m engine.train", "Train the model on a dataset, on as many ranks as the launcher starts.")
+    parser = make_parser(
+        "python -m engine.train", "Train the model on a dataset, on as many ranks as the launcher starts."
+    )
     for owner, title in ((TrainConfig, "run"), (ModelConfig, "model")):
         group = parser.add_argument_group(title)
         for item in fields(owner):
@@ -188,7 +256,9 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
                 _add(group, item)
     given = vars(parser.parse_args(arguments))
     if given["shares"] and given["balance"] not in (None, "off"):
-        raise UsageError(f"--shares fixes the shares by hand, --balance {given['balance']} would change them: leave one out")
+        raise UsageError(
+            f"--shares fixes the shares by hand, --balance {given['balance']} would change them: leave one out"
+        )
     if given["balance"] is None:
         given["balance"] = "off" if given["shares"] else "auto"
     model = ModelConfig(**{item.name: given.pop(item.name) for item in fields(ModelConfig)})
@@ -196,12 +266,24 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
 
 
 def _add(group: Any, item: Any) -> None:
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str, "tuple[float, ...]": _numbers(float),
-                             "tuple[int, ...]": _numbers(int)}
+    kinds: dict[str, Any] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "tuple[float, ...]": _numbers(float),
+        "tuple[int, ...]": _numbers(int),
+    }
     required = item.default is MISSING
     # --balance has no default of its own: whether it was given decides if --shares may stand beside it.
     default = None if required or item.name == "balance" else item.default
     help_text = item.metadata["help"] + (" (default: auto)" if item.name == "balance" else "")
-    group.add_argument(flag(item.name), dest=item.name, type=kinds[item.type], required=required,
-                       default=argparse.SUPPRESS if required else default, choices=item.metadata["choices"],
-                       metavar=item.metadata["metavar"], help=help_text)
+    group.add_argument(
+        flag(item.name),
+        dest=item.name,
+        type=kinds[item.type],
+        required=required,
+        default=argparse.SUPPRESS if required else default,
+        choices=item.metadata["choices"],
+        metavar=item.metadata["metavar"],
+        help=help_text,
+    )

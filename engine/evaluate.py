@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(data: str, checkpoint: str, split: str = "test", batch_size: int = 512, device: str = "cpu") -> dict[str, Any]:
+def evaluate(
+    data: str, checkpoint: str, split: str = "test", batch_size: int = 512, device: str = "cpu"
+) -> dict[str, Any]:
     """Figures of a checkpoint on a split: accuracy, macro_f1, loss, null_accuracy, confusion, rows, ...
 
     Raises:
@@ -55,8 +57,10 @@ def evaluate(data: str, checkpoint: str, split: str = "test", batch_size: int = 
     saved = load_model(Path(checkpoint), device)
     with open_dataset(data, split) as opened:
         if hashlib.sha256(saved.vocabulary_bytes).hexdigest() != opened.manifest["vocabulary"]["digest"]:
-            raise UsageError(f"{data}: its vocabulary is not that of {checkpoint}, so its numbers are other words; encode the "
-                             "reviews with python -m mr --vocabulary-from the dataset that the model was trained on")
+            raise UsageError(
+                f"{data}: its vocabulary is not that of {checkpoint}, so its numbers are other words; encode the "
+                "reviews with python -m mr --vocabulary-from the dataset that the model was trained on"
+            )
         if not len(opened):
             raise UsageError(f"{data}: the split {split!r} has no rows; name another --split")
         figures = measure(saved.model, saved.loss, opened, batch_size, torch.device(device))
@@ -75,8 +79,9 @@ def describe(figures: dict[str, Any]) -> str:
         "",
         f"{'class':{width}}{'precision':>11}{'recall':>9}{'F1':>9}   answered as " + ", ".join(names),
     ]
-    for name, precision, recall, f1, counts in zip(names, figures["precision"], figures["recall"], figures["f1"],
-                                                   figures["confusion"], strict=True):
+    for name, precision, recall, f1, counts in zip(
+        names, figures["precision"], figures["recall"], figures["f1"], figures["confusion"], strict=True
+    ):
         lines.append(f"{name:{width}}{precision:11.4f}{recall:9.4f}{f1:9.4f}   " + ", ".join(f"{c:,}" for c in counts))
     return "\n".join(lines)
 

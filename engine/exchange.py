@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from engine.session import Session
 
 
-
 @dataclass
 class Control:
     """What all ranks must know of a step, summed over them: it travels with the gradients."""
@@ -55,11 +54,12 @@ class GradientExchange:
                 self._control = flat[-extra:]
             at = 0
             for parameter in members:
-                parameter.grad = flat[at:at + parameter.numel()].view_as(parameter)
+                parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
                 at += parameter.numel()
             self.buffers.append(flat)
-        self._gradients = [flat[: flat.numel() - (control_size if flat.dtype == torch.float64 else 0)]
-                           for flat in self.buffers]
+        self._gradients = [
+            flat[: flat.numel() - (control_size if flat.dtype == torch.float64 else 0)] for flat in self.buffers
+        ]
         if not len(self._control):
             device = parameters[0].device
             self._control = torch.zeros(control_size, dtype=torch.float64, device=device)
@@ -96,5 +96,3 @@ class GradientExchange:
         """Euclidean norm of the whole gradient, not finite where a gradient is not."""
         norms = torch.stack([torch.linalg.vector_norm(flat).double() for flat in self._gradients])
         return float(torch.linalg.vector_norm(norms))
-
-

@@ -51,8 +51,13 @@ class ReviewSource:
         device: where the tensors go; on a GPU they travel from pinned memory.
     """
 
-    def __init__(self, data: Dataset, plan: Plan, target_of: Callable[[Tensor], Tensor] | None = None,
-                 device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        plan: Plan,
+        target_of: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._data, self._device = data, torch.device(device)
         self._target_of = target_of or partial(classes_of, classes=2)
         self._by_bucket = plan.layout == tuple(data.layout)
@@ -62,7 +67,11 @@ class ReviewSource:
     def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
         self._buffers.rotate(1)
         batch = self._data.read_bucket(bucket, rows, self._buffers[0]) if self._by_bucket else self._data.read(rows)
-        tensors = (torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.stars))
+        tensors: tuple[Tensor, ...] = (
+            torch.from_numpy(batch.tokens),
+            torch.from_numpy(batch.lengths),
+            torch.from_numpy(batch.stars),
+        )
         if self._device.type == "cuda":
             tensors = tuple(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors)
         return tensors[:2], self._target_of(tensors[2])
@@ -102,14 +111,23 @@ class Prefetcher:
         epochs: where to end.
     """
 
-    def __init__(self, plan: Plan, source: Source, rank: int, schedule: Sequence[Sequence[int]], epoch: int,
-                 step: int, epochs: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        rank: int,
+        schedule: Sequence[Sequence[int]],
+        epoch: int,
+        step: int,
+        epochs: int,
+    ) -> None:
         self._plan, self._source, self._rank = plan, source, rank
         *first, last = (tuple(shares) for shares in schedule)
         self._scheduled = deque(first)
         self._shares = last
-        self._places = ((e, s) for e in range(epoch, epochs)
-                        for s in range(step if e == epoch else 0, plan.steps_per_epoch))
+        self._places = (
+            (e, s) for e in range(epoch, epochs) for s in range(step if e == epoch else 0, plan.steps_per_epoch)
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-input")
         self._waiting: deque[tuple[tuple[int, ...], Future[LocalBatch]]] = deque()
         for _ in range(READ_AHEAD):

@@ -26,7 +26,7 @@ def classes_of(stars: Tensor, classes: int) -> Tensor:
 def class_counts(stars: Sequence[int], classes: int) -> list[int]:
     """Rows per class from rows per star (1 to 5)."""
     if classes == 2:
-        return [sum(stars[: POSITIVE_STARS - 1]), sum(stars[POSITIVE_STARS - 1:])]
+        return [sum(stars[: POSITIVE_STARS - 1]), sum(stars[POSITIVE_STARS - 1 :])]
     return list(stars)
 
 

@@ -31,8 +31,11 @@ def classification_figures(confusion: np.ndarray) -> dict[str, Any]:
         "macro_f1": macro_f1,
         "null_accuracy": float(np.trace(null)) / rows if rows else 0.0,
         "null_macro_f1": _per_class(null)[3],
-        "precision": precision, "recall": recall, "f1": f1,
-        "confusion": confusion.tolist(), "rows": rows,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "confusion": confusion.tolist(),
+        "rows": rows,
     }
 
 

@@ -30,8 +30,12 @@ class ReviewModel(nn.Module):
         cell = nn.LSTM if config.cell == "lstm" else nn.GRU
         # One module per layer and direction: reversal within each row's length happens between them.
         self.layers = nn.ModuleList(
-            nn.ModuleList(cell(config.embedding_size if layer == 0 else config.hidden_size * config.directions,
-                               config.hidden_size) for _ in range(config.directions))
+            nn.ModuleList(
+                cell(
+                    config.embedding_size if layer == 0 else config.hidden_size * config.directions, config.hidden_size
+                )
+                for _ in range(config.directions)
+            )
             for layer in range(config.layers)
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -53,6 +57,7 @@ class ReviewModel(nn.Module):
         # Time first: the recurrent kernels read it without a copy.
         states_LBX = self.dropout(self.embedding(tokens_BL.t()))
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.ModuleList)
             if number:
                 states_LBX = self.dropout(states_LBX)
             parts = [layer[0](states_LBX)[0]]
@@ -61,7 +66,7 @@ class ReviewModel(nn.Module):
                 backward = layer[1](mirrored)[0]
                 parts.append(backward.gather(0, mirror_LB1.expand_as(backward)))
             states_LBX = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        scores_BC = self.head(self.dropout(self._pool(states_LBX, valid_LB, lengths_B)))
+        scores_BC: Tensor = self.head(self.dropout(self._pool(states_LBX, valid_LB, lengths_B)))
         return scores_BC.squeeze(1) if scores_BC.shape[1] == 1 else scores_BC
 
     def _pool(self, states_LBX: Tensor, valid_LB: Tensor, lengths_B: Tensor) -> Tensor:

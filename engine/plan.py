@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from native.shuffle import derive_key, permute, rows_at
 
 from native.format import BucketShape
-from native.shuffle import derive_key, permute, rows_at
 
 DEFAULT_WINDOW_BYTES = 256 << 20
 _ROWS, _BATCHES = 1, 2  # purposes of keys
@@ -45,8 +46,16 @@ class Plan:
         ValueError: no rows, or a batch size below 1.
     """
 
-    def __init__(self, rows: int | None = None, *, layout: Sequence[BucketShape] | None = None, batch_size: int,
-                 seed: int, shuffle: bool = True, window_bytes: int = DEFAULT_WINDOW_BYTES) -> None:
+    def __init__(
+        self,
+        rows: int | None = None,
+        *,
+        layout: Sequence[BucketShape] | None = None,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
+    ) -> None:
         if (rows is None) == (layout is None):
             raise ValueError("give either rows or layout: a plan is made for your own rows or for a dataset's buckets")
         if rows is not None:
@@ -100,7 +109,7 @@ class Plan:
             return np.arange(start, start + batch.rows, dtype=np.int64)
         shape = self.layout[batch.bucket]
         key = derive_key(self.seed, _ROWS, epoch, batch.bucket)
-        rows = rows_at(start, batch.rows, shape.rows, shape.chunk_rows, self._windows[batch.bucket], key)
+        rows: np.ndarray = rows_at(start, batch.rows, shape.rows, shape.chunk_rows, self._windows[batch.bucket], key)
         # Chunk order: a rank's contiguous slice then touches few chunks, whatever the shares.
         rows.sort()
         return rows
@@ -119,7 +128,7 @@ class Plan:
         if total != self.batch_size:
             raise ValueError(f"shares {list(shares)} add up to {total}, not to the global batch of {self.batch_size}")
         edges = [int(edge) * rows // total for edge in np.cumsum([0, *shares])]
-        return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        return [slice(start, stop) for start, stop in pairwise(edges)]
 
     def local_rows(self, epoch: int, batch: GlobalBatch, shares: Sequence[int], rank: int) -> np.ndarray:
         """Row numbers, within its bucket, of one rank's slice of a batch."""

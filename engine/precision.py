@@ -1,4 +1,4 @@
-"""Number types of the computation: float64 and float32 as they are, the 16-bit ones by autocast over float32 weights."""
+"""Number types of the computation: float64, float32, and the 16-bit ones by autocast over float32 weights."""
 
 from __future__ import annotations
 

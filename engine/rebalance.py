@@ -25,25 +25,42 @@ class Rebalancer:
         UsageError: another number of proportions or caps than ranks, or caps without room for the batch.
     """
 
-    def __init__(self, session: Session, batch_size: int, mode: str = "auto", every: int = 50,
-                 proportions: Sequence[float] = (), caps: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        session: Session,
+        batch_size: int,
+        mode: str = "auto",
+        every: int = 50,
+        proportions: Sequence[float] = (),
+        caps: Sequence[int] = (),
+    ) -> None:
         for name, values in (("--shares", proportions), ("--rank-caps", caps)):
             if values and len(values) != session.size:
-                raise UsageError(f"{name} names {len(values)} ranks, this run has {session.size}; give a number per rank")
+                raise UsageError(
+                    f"{name} names {len(values)} ranks, this run has {session.size}; give a number per rank"
+                )
         self._session, self.mode, self._every = session, mode, every
         self._caps = [cap or batch_size for cap in caps] or None
         try:
-            self.shares = (proportional_shares(proportions, batch_size, self._caps) if proportions
-                           else even_shares(session.size, batch_size, self._caps))
+            self.shares = (
+                proportional_shares(proportions, batch_size, self._caps)
+                if proportions
+                else even_shares(session.size, batch_size, self._caps)
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def resume(self, shares: Sequence[int]) -> bool:
-        """Take the shares of a checkpoint where they fit this run; whether they do."""
-        fits = (len(shares) == self._session.size and self.mode != "off" and sum(shares) == sum(self.shares)
-                and all(share <= cap for share, cap in zip(shares, self._caps or shares, strict=True)))
+    def resume(self, schedule: Sequence[Sequence[int]]) -> bool:
+        """Take over the shares of a checkpoint where all of them fit this run; whether they do."""
+        limits = self._caps or self._session.size * [sum(self.shares)]
+        fits = self.mode != "off" and all(
+            len(shares) == self._session.size
+            and sum(shares) == sum(self.shares)
+            and all(share <= limit for share, limit in zip(shares, limits, strict=True))
+            for shares in schedule
+        )
         if fits:
-            self.shares = tuple(shares)
+            self.shares = tuple(schedule[-1])
         return fits
 
     def due(self, step: int) -> bool:
@@ -54,8 +71,12 @@ class Rebalancer:
         """Gather all ranks' timings, decide on rank 0, broadcast. Collective; every rank returns the same."""
         timings = clock.take_timings()
         if self.mode == "off" or self._session.size == 1:
-            return Decision(self.shares, False, "kept: balancing is off" if self._session.size > 1
-                            else "kept: there is one rank", 0.0)
+            return Decision(
+                self.shares,
+                False,
+                "kept: balancing is off" if self._session.size > 1 else "kept: there is one rank",
+                0.0,
+            )
         everyone = self._session.comm.gather(timings, root=0)
         decision = decide(everyone, self.shares, self._caps) if everyone is not None else None
         chosen: Decision = self._session.comm.bcast(decision, root=0)

@@ -31,7 +31,9 @@ from native.files import write_durably
 from native.format import DatasetError
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
 }
 
 
@@ -65,29 +67,36 @@ class Run:
         """Train to the end; in a finished run say so and do nothing."""
         config, session, progress = self.config, self.session, self._trainer.progress
         if progress.epoch >= config.epochs:
-            self._display.say(f"{self.out}: finished already, {progress.epoch} of {config.epochs} epochs are done; "
-                              "nothing to do (a larger --epochs goes on)")
+            self._display.say(
+                f"{self.out}: finished already, {progress.epoch} of {config.epochs} epochs are done; "
+                "nothing to do (a larger --epochs goes on)"
+            )
             return
         if session.root:
             self._prepare_out(progress.total_steps)
         self._record_start()
-        source = ReviewSource(self.data, self._trainer.plan, partial(classes_of, classes=config.model.classes),
-                              session.device)
+        source = ReviewSource(
+            self.data, self._trainer.plan, partial(classes_of, classes=config.model.classes), session.device
+        )
         try:
             self._trainer.fit(source, config.epochs)
         except Exception as error:
             self._record_end("failed", error=" ".join(str(error).split()))
             raise
         self._record_end("finished")
-        self._display.say(f"{self.out}: finished; next: python -m engine.evaluate --data {config.data} "
-                          f"--checkpoint {self.out}/checkpoints/best")
+        self._display.say(
+            f"{self.out}: finished; next: python -m engine.evaluate --data {config.data} "
+            f"--checkpoint {self.out}/checkpoints/best"
+        )
 
     def _open_data(self) -> tuple[Dataset, Dataset]:
         problem: Exception | None = None
         try:
             data, validation = open_dataset(self.config.data, "train"), open_dataset(self.config.data, "validation")
             if not len(data):
-                raise DatasetError(f"{self.config.data}: the training split has no rows; make the dataset with another --split")
+                raise DatasetError(
+                    f"{self.config.data}: the training split has no rows; make the dataset with another --split"
+                )
         except DatasetError as error:
             problem = error
         self.session.together(problem)
@@ -110,16 +119,19 @@ class Run:
         resume = self.config.resume
         if resume == "never":
             if self._folder.steps():
-                raise UsageError(f"{self.out}: holds checkpoints, and --resume never would overwrite them; name another --out "
-                                 "or leave --resume out to go on")
+                raise UsageError(
+                    f"{self.out}: holds checkpoints, and --resume never would overwrite them; name another --out "
+                    "or leave --resume out to go on"
+                )
             return None
         if resume == "auto":
             path, checkpoint, problems = self._folder.latest_good()
             for text in problems:
                 self._display.say(f"warning: {text}")
             if checkpoint is None and problems:
-                raise CheckpointError(f"{self._folder.folder}: none of its checkpoints is usable; name another --out to "
-                                      "start over")
+                raise CheckpointError(
+                    f"{self._folder.folder}: none of its checkpoints is usable; name another --out to start over"
+                )
         else:
             path = Path(resume)
             checkpoint = load_checkpoint(path)
@@ -129,10 +141,14 @@ class Run:
         if checkpoint.values["dataset_digest"] != self.data.digest:
             different.append(f"--data {self.config.data} is another dataset than the checkpoint's")
         if different:
-            raise CheckpointError(f"{path}: cannot go on from it: {'; '.join(different)}; give the same options, or another "
-                                  "--out to start over")
+            raise CheckpointError(
+                f"{path}: cannot go on from it: {'; '.join(different)}; give the same options, or another "
+                "--out to start over"
+            )
         progress = checkpoint.values["progress"]
-        self._display.say(f"{self.out}: going on from {path} (step {progress['total_steps']}, {progress['epoch']} epochs done)")
+        self._display.say(
+            f"{self.out}: going on from {path} (step {progress['total_steps']}, {progress['epoch']} epochs done)"
+        )
         return checkpoint
 
     def _build(self) -> Trainer:
@@ -147,13 +163,26 @@ class Run:
         kind = torch.float64 if config.precision == "float64" else torch.float32
         self.model.to(device=session.device, dtype=kind)
         return Trainer(
-            self.model, self.loss, _OPTIMIZERS[config.optimizer](self.model.parameters(), **rates),
-            Plan(layout=self.data.layout, batch_size=config.batch_size, seed=config.seed), session,
-            balance=config.balance, rebalance_every=config.rebalance_every, shares=config.shares,
-            rank_caps=config.rank_caps, clip_norm=config.clip_norm, warmup_steps=config.warmup_steps,
-            precision=config.precision, log_every=config.log_every,
-            hooks=Hooks(record=self._record, validate=self._validate, save=self._save,
-                        checkpoint_due=self._checkpoint_due, display=self._display),
+            self.model,
+            self.loss,
+            _OPTIMIZERS[config.optimizer](self.model.parameters(), **rates),
+            Plan(layout=self.data.layout, batch_size=config.batch_size, seed=config.seed),
+            session,
+            balance=config.balance,
+            rebalance_every=config.rebalance_every,
+            shares=config.shares,
+            rank_caps=config.rank_caps,
+            clip_norm=config.clip_norm,
+            warmup_steps=config.warmup_steps,
+            precision=config.precision,
+            log_every=config.log_every,
+            hooks=Hooks(
+                record=self._record,
+                validate=self._validate,
+                save=self._save,
+                checkpoint_due=self._checkpoint_due,
+                display=self._display,
+            ),
         )
 
     def _prepare_out(self, total_steps: int) -> None:
@@ -171,29 +200,61 @@ class Run:
 
     def _record_start(self) -> None:
         session = self.session
-        everyone = session.comm.gather({"host": socket.gethostname(), "device": _device_name(session.device),
-                                        "threads": session.threads}, root=0)
+        everyone = session.comm.gather(
+            {"host": socket.gethostname(), "device": _device_name(session.device), "threads": session.threads}, root=0
+        )
         if not session.root:
             return
         shares = list(self._trainer.shares)
         step = self._trainer.progress.total_steps
-        self._metrics.append({
-            "event": "start", "step": step, "versions": _versions(), "ranks": session.size, "hosts": everyone,
-            "dataset_digest": self.data.digest, "shares": shares, "time": time.time(),
-        })
-        self._record({"event": "shares", "step": step, "bucket": None, "shares": shares, "predicted_gain": 0.0,
-                      "reason": "start" if not step else "resumed"})
+        self._metrics.append(
+            {
+                "event": "start",
+                "step": step,
+                "versions": _versions(),
+                "ranks": session.size,
+                "hosts": everyone,
+                "dataset_digest": self.data.digest,
+                "shares": shares,
+                "time": time.time(),
+            }
+        )
+        self._record(
+            {
+                "event": "shares",
+                "step": step,
+                "bucket": None,
+                "shares": shares,
+                "predicted_gain": 0.0,
+                "reason": "start" if not step else "resumed",
+            }
+        )
 
     def _record_end(self, status: str, **more: Any) -> None:
         if self.session.root:
-            self._metrics.append({"event": "end", "step": self._trainer.progress.total_steps, "status": status,
-                                  "weights_digest": weights_digest(self.model), **more})
+            self._metrics.append(
+                {
+                    "event": "end",
+                    "step": self._trainer.progress.total_steps,
+                    "status": status,
+                    "weights_digest": weights_digest(self.model),
+                    **more,
+                }
+            )
 
     def _validate(self, shares: Sequence[int]) -> dict[str, Any] | None:
         if not len(self._validation):
             return None
-        return measure(self.model, self.loss, self._validation, self.config.batch_size, self.session.device,
-                       rank=self.session.rank, shares=shares, sum_over_ranks=self._sum)
+        return measure(
+            self.model,
+            self.loss,
+            self._validation,
+            self.config.batch_size,
+            self.session.device,
+            rank=self.session.rank,
+            shares=shares,
+            sum_over_ranks=self._sum,
+        )
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         total = np.empty_like(values)
@@ -202,8 +263,9 @@ class Run:
 
     def _checkpoint_due(self, total_steps: int) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
-        return bool((every and total_steps % every == 0)
-                    or (minutes and time.monotonic() - self._saved_at >= minutes * 60))
+        return bool(
+            (every and total_steps % every == 0) or (minutes and time.monotonic() - self._saved_at >= minutes * 60)
+        )
 
     def _save(self, figures: dict[str, Any] | None) -> None:
         """Write a checkpoint; after an epoch (figures not None) it may be the best one so far."""
@@ -218,22 +280,34 @@ class Run:
         if not self.session.root:
             return
         words = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
-        tensors["vocabulary"] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else torch.zeros(0).byte()
-        values |= {"config": self.config.to_json(), "text": self.data.manifest["text"], "ids": self.data.ids,
-                   "dataset_digest": self.data.digest, "best": self._best, "versions": _versions()}
+        tensors["vocabulary"] = (
+            torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else torch.zeros(0).byte()
+        )
+        values |= {
+            "config": self.config.to_json(),
+            "text": self.data.manifest["text"],
+            "ids": self.data.ids,
+            "dataset_digest": self.data.digest,
+            "best": self._best,
+            "versions": _versions(),
+        }
         try:
             self._folder.save(Checkpoint(tensors, values), self._trainer.progress.total_steps, best)
         except OSError as error:
-            self._display.say(f"warning: {self._folder.folder}: no checkpoint at step "
-                              f"{self._trainer.progress.total_steps} ({error}); training goes on, the one before it still loads")
+            self._display.say(
+                f"warning: {self._folder.folder}: no checkpoint at step "
+                f"{self._trainer.progress.total_steps} ({error}); training goes on, the one before it still loads"
+            )
 
 
 def _epoch_line(event: dict[str, Any]) -> str:
     figures = event["validation"]
     text = f"epoch {event['epoch']}: loss {event['train_loss']:.4f}"
     if figures:
-        text += (f", validation loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.4f} "
-                 f"(always the most frequent class: {figures['null_accuracy']:.4f}), macro-F1 {figures['macro_f1']:.4f}")
+        text += (
+            f", validation loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.4f} "
+            f"(always the most frequent class: {figures['null_accuracy']:.4f}), macro-F1 {figures['macro_f1']:.4f}"
+        )
     compute = event["compute_seconds"]
     text += f", {event['seconds']:.1f} s, {event['rows_per_second']:,.0f} rows/s"
     if len(compute) > 1 and max(compute):

@@ -48,8 +48,10 @@ class Session:
         """Sum each tensor over all ranks, in place; returns when all are summed."""
         if self.size == 1:
             return
-        handles = [self.hvd.allreduce_async_(buffer, op=self.hvd.Sum, name=f"engine.sum.{number}")
-                   for number, buffer in enumerate(buffers)]
+        handles = [
+            self.hvd.allreduce_async_(buffer, op=self.hvd.Sum, name=f"engine.sum.{number}")
+            for number, buffer in enumerate(buffers)
+        ]
         for handle in handles:
             # Horovod's own wait spins on a core that a slower rank may need; on a GPU it must order the streams.
             while self.device.type == "cpu" and not self.hvd.poll(handle):
@@ -73,8 +75,10 @@ class Session:
             if len(set(values)) > 1:
                 other = next(rank for rank, value in enumerate(values) if value != values[0])
                 hosts = self.comm.allgather(socket.gethostname())
-                raise UsageError(f"the ranks disagree on {name}: rank 0 on {hosts[0]} has {values[0]}, rank {other} on "
-                                 f"{hosts[other]} has {values[other]}; give all ranks the same version, files and options")
+                raise UsageError(
+                    f"the ranks disagree on {name}: rank 0 on {hosts[0]} has {values[0]}, rank {other} on "
+                    f"{hosts[other]} has {values[other]}; give all ranks the same version, files and options"
+                )
 
     def together(self, error: Exception | None) -> None:
         """Fail on all ranks when any rank failed in a step of start-up; call it after that step on every rank.
@@ -125,11 +129,15 @@ def _start_mpi() -> tuple[Any, Any]:
     try:
         import horovod.torch as hvd
     except ImportError as error:
-        raise UsageError(f"Horovod is not usable ({error}); run make setup, or python -m engine.doctor for more") from None
+        raise UsageError(
+            f"Horovod is not usable ({error}); run make setup, or python -m engine.doctor for more"
+        ) from None
     hvd.init()
     if not hvd.mpi_enabled():
-        raise UsageError("Horovod was started with Gloo, without MPI, and the timings travel over MPI; "
-                         "start with horovodrun --mpi or mpirun")
+        raise UsageError(
+            "Horovod was started with Gloo, without MPI, and the timings travel over MPI; "
+            "start with horovodrun --mpi or mpirun"
+        )
     import mpi4py
 
     mpi4py.rc.initialize = False  # Horovod has done it
@@ -139,8 +147,10 @@ def _start_mpi() -> tuple[Any, Any]:
     if not MPI.Is_initialized() or hvd.size() != MPI.COMM_WORLD.size:
         raise UsageError("Horovod and mpi4py use two different MPI libraries; python -m engine.doctor names both")
     if hvd.size() > 1 and not hvd.mpi_threads_supported():
-        raise UsageError("this MPI was started without support for threads (MPI_THREAD_MULTIPLE), which Horovod and "
-                         "mpi4py need side by side; use an Open MPI 4 that has it")
+        raise UsageError(
+            "this MPI was started without support for threads (MPI_THREAD_MULTIPLE), which Horovod and "
+            "mpi4py need side by side; use an Open MPI 4 that has it"
+        )
     return hvd, MPI.COMM_WORLD.Dup()
 
 
@@ -149,9 +159,13 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
-        raise UsageError("--device cuda: this host shows no GPU to torch; use --device cpu, or see python -m engine.doctor")
+        raise UsageError(
+            "--device cuda: this host shows no GPU to torch; use --device cpu, or see python -m engine.doctor"
+        )
     if local_rank >= gpus:
-        raise UsageError(f"local rank {local_rank} has no GPU of its own, this host shows {gpus}; start one rank per GPU")
+        raise UsageError(
+            f"local rank {local_rank} has no GPU of its own, this host shows {gpus}; start one rank per GPU"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -168,8 +182,12 @@ def report_error(program: str, error: BaseException) -> int:
         if launcher_rank() == 0:
             print(f"{program}: {text}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, TrainingError) else 2
-    print(f"{program}: rank {launcher_rank()} on {socket.gethostname()} failed with {type(error).__name__}: {text} "
-          "(ENGINE_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+    print(
+        f"{program}: rank {launcher_rank()} on {socket.gethostname()} failed with {type(error).__name__}: {text} "
+        "(ENGINE_TRACEBACK=1 shows where)",
+        file=sys.stderr,
+        flush=True,
+    )
     return 1
 
 
@@ -198,8 +216,11 @@ def _end_all_ranks_on_error(session: Session) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         previous(kind, error, trace)
         if session.size > 1:
-            print(f"engine: rank {session.rank} on {socket.gethostname()} failed with {kind.__name__}; all ranks end now",
-                  file=sys.stderr, flush=True)
+            print(
+                f"engine: rank {session.rank} on {socket.gethostname()} failed with {kind.__name__}; all ranks end now",
+                file=sys.stderr,
+                flush=True,
+            )
             session.comm.Abort(1)
 
     sys.excepthook = hook

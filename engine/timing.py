@@ -26,7 +26,8 @@ class ComputeTimer:
     def __init__(self, device: torch.device) -> None:
         self._events = (
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            if device.type == "cuda" else None
+            if device.type == "cuda"
+            else None
         )
         self._start = self._stop = 0.0
 
@@ -46,7 +47,7 @@ class ComputeTimer:
         """Seconds between start and stop, of the device that computed."""
         if self._events:
             self._events[1].synchronize()
-            return self._events[0].elapsed_time(self._events[1]) / 1000
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
         return self._stop - self._start
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from native.shuffle import derive_key
 from torch import Tensor, nn
 
 from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
@@ -22,7 +23,6 @@ from engine.precision import Precision
 from engine.rebalance import Rebalancer
 from engine.session import Session
 from engine.timing import ComputeTimer, RankClock
-from native.shuffle import derive_key
 
 _DROPOUT = 3  # purpose of a key
 _COLLECT_EVERY = 100
@@ -89,10 +89,24 @@ class Trainer:
         hooks: what is called on the way.
     """
 
-    def __init__(self, model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer, plan: Plan, session: Session, *,
-                 balance: str = "auto", rebalance_every: int = 50, shares: Sequence[float] = (),
-                 rank_caps: Sequence[int] = (), clip_norm: float = 0.0, warmup_steps: int = 0,
-                 precision: str = "float32", log_every: int = 50, hooks: Hooks | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        session: Session,
+        *,
+        balance: str = "auto",
+        rebalance_every: int = 50,
+        shares: Sequence[float] = (),
+        rank_caps: Sequence[int] = (),
+        clip_norm: float = 0.0,
+        warmup_steps: int = 0,
+        precision: str = "float32",
+        log_every: int = 50,
+        hooks: Hooks | None = None,
+    ) -> None:
         self.model, self.loss, self.optimizer, self.plan, self.session = model, loss, optimizer, plan, session
         self.rebalancer = Rebalancer(session, plan.batch_size, balance, rebalance_every, shares, rank_caps)
         self.precision = Precision(precision, session.device)
@@ -104,7 +118,7 @@ class Trainer:
         self._exchange = GradientExchange([p for p in model.parameters() if p.requires_grad], session)
         self._timer = ComputeTimer(session.device)
         self._clock = RankClock()
-        self._schedule: list[Sequence[int]] = [self.rebalancer.shares]
+        self._schedule: Sequence[Sequence[int]] = [self.rebalancer.shares]
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -122,14 +136,16 @@ class Trainer:
             TrainingError: on every rank: a loss or gradient is not a finite number.
         """
         source = as_source(data, self.plan, self.session.device)
-        batches = Prefetcher(self.plan, source, self.session.rank, self._schedule, self.progress.epoch,
-                             self.progress.step, epochs)
+        batches = Prefetcher(
+            self.plan, source, self.session.rank, self._schedule, self.progress.epoch, self.progress.step, epochs
+        )
         self.model.train()
         gc.disable()
         try:
             while self.progress.epoch < epochs:
-                self.hooks.display.start_epoch(self.progress.epoch + 1, epochs, self.plan.steps_per_epoch,
-                                               self.progress.step)
+                self.hooks.display.start_epoch(
+                    self.progress.epoch + 1, epochs, self.plan.steps_per_epoch, self.progress.step
+                )
                 while self.progress.step < self.plan.steps_per_epoch:
                     due = self._step(batches)
                     if self.progress.step < self.plan.steps_per_epoch:
@@ -173,8 +189,10 @@ class Trainer:
             output = self.model(*batch.inputs)
             losses = self.loss(output, batch.target)
         if losses.shape != (batch.rows,):
-            raise ValueError(f"the loss returned shape {tuple(losses.shape)} for {batch.rows} rows; it must return one loss "
-                             "per row, or a rank's mean would count as much as another's of more rows: reduction='none'")
+            raise ValueError(
+                f"the loss returned shape {tuple(losses.shape)} for {batch.rows} rows; it must return one loss "
+                "per row, or a rank's mean would count as much as another's of more rows: reduction='none'"
+            )
         weights = self.loss.row_weights(batch.target) if hasattr(self.loss, "row_weights") else None
         weighted = losses if weights is None else losses * weights.to(losses.dtype)
         # Divided by the rows of the whole batch, so that the sum over ranks is the whole batch's gradient.
@@ -206,8 +224,10 @@ class Trainer:
         bad = self.session.comm.allgather(not math.isfinite(float(loss)))
         ranks = ", ".join(str(rank) for rank, is_bad in enumerate(bad) if is_bad)
         what = f"the loss of rank {ranks} is" if ranks else "the gradient is"
-        raise TrainingError(f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not "
-                            "applied; the last checkpoint is good: lower --learning-rate or set --clip-norm, then resume")
+        raise TrainingError(
+            f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not "
+            "applied; the last checkpoint is good: lower --learning-rate or set --clip-norm, then resume"
+        )
 
     def _count(self, total: Control, seconds: float) -> None:
         progress = self.progress
@@ -220,7 +240,9 @@ class Trainer:
         mean = total.loss / total.weight if total.weight else 0.0
         self.hooks.display.step(mean)
         if self.session.root and progress.total_steps % self._log_every == 0:
-            self.hooks.record({"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean})
+            self.hooks.record(
+                {"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean}
+            )
 
     def _rebalance_inside_epoch(self, batches: Prefetcher) -> None:
         if not self.rebalancer.due(self.progress.step):
@@ -241,13 +263,23 @@ class Trainer:
             assert totals is not None
             compute, read, wait = (list(column) for column in zip(*totals, strict=True))
             progress = self.progress
-            self.hooks.record({
-                "event": "epoch", "step": progress.total_steps, "epoch": progress.epoch + 1,
-                "train_loss": progress.loss / progress.weight if progress.weight else 0.0, "validation": figures,
-                "seconds": progress.seconds, "rows": progress.rows, "rows_per_second": progress.rows / progress.seconds,
-                "skipped_steps": progress.skipped, "shares": list(shares), "compute_seconds": compute,
-                "input_seconds": read, "wait_seconds": wait,
-            })
+            self.hooks.record(
+                {
+                    "event": "epoch",
+                    "step": progress.total_steps,
+                    "epoch": progress.epoch + 1,
+                    "train_loss": progress.loss / progress.weight if progress.weight else 0.0,
+                    "validation": figures,
+                    "seconds": progress.seconds,
+                    "rows": progress.rows,
+                    "rows_per_second": progress.rows / progress.seconds,
+                    "skipped_steps": progress.skipped,
+                    "shares": list(shares),
+                    "compute_seconds": compute,
+                    "input_seconds": read,
+                    "wait_seconds": wait,
+                }
+            )
             self._record_shares(decision.reason, decision.predicted_gain)
         batches.set_shares(decision.shares)
         self.progress.start_epoch()
@@ -257,8 +289,16 @@ class Trainer:
 
     def _record_shares(self, reason: str, gain: float) -> None:
         if self.session.root:
-            self.hooks.record({"event": "shares", "step": self.progress.total_steps, "bucket": None,
-                               "shares": list(self.shares), "reason": reason, "predicted_gain": gain})
+            self.hooks.record(
+                {
+                    "event": "shares",
+                    "step": self.progress.total_steps,
+                    "bucket": None,
+                    "shares": list(self.shares),
+                    "reason": reason,
+                    "predicted_gain": gain,
+                }
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training goes on from: tensors and plain values. Collective (the ranks' timings)."""
@@ -266,18 +306,24 @@ class Trainer:
         optimizer_tensors, optimizer_values = optimizer_state(self.optimizer)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
         return tensors, {
-            "progress": asdict(self.progress), "schedule": [list(shares) for shares in self._schedule],
-            "clocks": self.session.comm.allgather(self._clock.totals()), "optimizer": optimizer_values,
-            "precision": self.precision.state(), "weights_digest": weights_digest(self.model),
+            "progress": asdict(self.progress),
+            "schedule": [list(shares) for shares in self._schedule],
+            "clocks": self.session.comm.allgather(self._clock.totals()),
+            "optimizer": optimizer_values,
+            "precision": self.precision.state(),
+            "weights_digest": weights_digest(self.model),
         }
 
     def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on from what `state` returned: on the same number of ranks with the same shares, else with an even split."""
+        """Go on from what `state` returned.
+
+        The shares are taken over where they fit: the same number of ranks, balancing on, within the caps.
+        """
         self.model.load_state_dict(model)
         load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
         self.precision.load_state(values["precision"])
         self.progress = Progress(**values["progress"])
-        if all([self.rebalancer.resume(shares) for shares in values["schedule"]]):
+        if self.rebalancer.resume(values["schedule"]):
             self._schedule = values["schedule"]
         if len(values["clocks"]) == self.session.size:
             self._clock.start_epoch(tuple(values["clocks"][self.session.rank]))

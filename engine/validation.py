@@ -17,9 +17,17 @@ from engine.plan import Plan
 from native.dataset import Dataset
 
 
-def measure(model: ReviewModel, loss: ReviewLoss, data: Dataset, batch_size: int, device: torch.device, *,
-            rank: int = 0, shares: Sequence[int] | None = None,
-            sum_over_ranks: Callable[[np.ndarray], np.ndarray] | None = None) -> dict[str, Any]:
+def measure(
+    model: ReviewModel,
+    loss: ReviewLoss,
+    data: Dataset,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    shares: Sequence[int] | None = None,
+    sum_over_ranks: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, Any]:
     """Loss and classification figures of a model on a whole split.
 
     Args:

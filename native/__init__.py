@@ -7,8 +7,26 @@ Useful alone, without Horovod, MPI or torch::
     batch = data.read(range(64))            # Batch(tokens [64, L] int32, lengths [64], stars [64])
 """
 
-from native.dataset import Batch, Dataset, open_dataset
-from native.format import BucketShape, DatasetError, read_manifest
-from native.writer import DatasetWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from native.dataset import Batch, Dataset, open_dataset
+    from native.format import BucketShape, DatasetError, read_manifest
+    from native.writer import DatasetWriter
 
 __all__ = ["Batch", "BucketShape", "Dataset", "DatasetError", "DatasetWriter", "open_dataset", "read_manifest"]
+
+# Imported when first asked for: preprocessing tasks need the text pipeline alone, not HDF5 and the compiled reader.
+_HOMES = {
+    "native.dataset": ("Batch", "Dataset", "open_dataset"),
+    "native.format": ("BucketShape", "DatasetError", "read_manifest"),
+    "native.writer": ("DatasetWriter",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

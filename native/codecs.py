@@ -11,10 +11,11 @@ import ctypes
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hdf5plugin
 import xxhash
+import xxhash._xxhash as xxhash_module
 
 
 class Codecs(NamedTuple):
@@ -31,7 +32,7 @@ def load_codecs() -> Codecs | None:
     """Load both functions; None, with a warning, where this machine's libraries do not export them."""
     try:
         lz4 = _checked_lz4(Path(hdf5plugin.PLUGIN_PATH) / "libh5lz4.so")
-        xxh3 = _checked_xxh3(Path(xxhash._xxhash.__file__))
+        xxh3 = _checked_xxh3(Path(xxhash_module.__file__))
     except (OSError, AttributeError, AssertionError) as error:
         warnings.warn(
             f"the native codecs are not usable ({error}); reading goes through h5py, several times slower. "
@@ -43,23 +44,24 @@ def load_codecs() -> Codecs | None:
     return Codecs(_address(lz4), _address(xxh3))
 
 
-def _address(function: ctypes._CFuncPtr) -> int:
+def _address(function: Any) -> int:
     address = ctypes.cast(function, ctypes.c_void_p).value
     assert address is not None
     return address
 
 
-def _checked_lz4(library: Path) -> ctypes._CFuncPtr:
+def _checked_lz4(library: Path) -> Any:
     function = ctypes.CDLL(str(library)).LZ4_decompress_safe
     function.restype = ctypes.c_int
     # A token saying "4 literals", then the literals: the smallest complete block of the LZ4 format.
     target = ctypes.create_string_buffer(8)
-    assert function(b"\x40rows", target, 5, 8) == 4 and target.raw[:4] == b"rows", f"{library}: unexpected LZ4"
+    assert function(b"\x40rows", target, 5, 8) == 4, f"{library}: unexpected LZ4"
+    assert target.raw[:4] == b"rows", f"{library}: unexpected LZ4"
     assert function(b"\x40rows", target, 5, 3) < 0, f"{library}: LZ4 without bounds"
     return function
 
 
-def _checked_xxh3(library: Path) -> ctypes._CFuncPtr:
+def _checked_xxh3(library: Path) -> Any:
     function = ctypes.CDLL(str(library)).XXH3_64bits
     function.restype = ctypes.c_uint64
     function.argtypes = [ctypes.c_char_p, ctypes.c_size_t]

@@ -81,6 +81,7 @@ class Dataset:
         self._item_bytes = np.dtype(self.manifest["token_type"]).itemsize
         self._parts = [part for part in self.manifest["parts"] if part["path"].split("/")[0] == split]
         self._descriptors: list[int] = []
+        self._caches: list[ChunkCache] = []
         self._lock = threading.Lock()
         try:
             indexes = [self._open_part(part) for part in self._parts]
@@ -143,7 +144,9 @@ class Dataset:
             if not self._caches:
                 raise DatasetError(f"{self.folder}: the split {self.split!r} is closed; open it again to read")
             try:
-                self._caches[bucket].gather(np.ascontiguousarray(rows, np.int64), batch.tokens, batch.lengths, batch.stars)
+                self._caches[bucket].gather(
+                    np.ascontiguousarray(rows, np.int64), batch.tokens, batch.lengths, batch.stars
+                )
             except ChunkFault as fault:
                 raise self._explain(bucket, *fault.args) from None
         return batch
@@ -171,7 +174,7 @@ class Dataset:
 
     def close(self) -> None:
         """Close the files; reading afterwards is an error."""
-        self._caches: list[ChunkCache] = []
+        self._caches = []
         while self._descriptors:
             os.close(self._descriptors.pop())
 
@@ -183,8 +186,10 @@ class Dataset:
                 groups = [file.get(group_name(bound)) for bound in self.bounds]
                 if not all(isinstance(group, h5py.Group) for group in groups):
                     raise DatasetError(f"{path}: a bucket's group is missing; {MANIFEST} names {self.bounds}")
-                indexes = [read_chunk_index(group, bound, self.chunk_rows)
-                           for group, bound in zip(groups, self.bounds, strict=True)]
+                indexes = [
+                    read_chunk_index(group, bound, self.chunk_rows)
+                    for group, bound in zip(groups, self.bounds, strict=True)
+                ]
         except FileNotFoundError:
             raise DatasetError(f"{path}: missing, but named in {MANIFEST}; copy or make the dataset again") from None
         except (OSError, RuntimeError, KeyError) as error:
@@ -207,12 +212,19 @@ class Dataset:
         caches = []
         for b, shape in enumerate(self.layout):
             block = self.chunk_rows * (shape.row_bytes + 3)
-            caches.append(ChunkCache(
-                bound=shape.bound, rows=shape.rows, chunk_rows=self.chunk_rows, wide=self._item_bytes == 4,
-                ids=self.ids, slots=max(1, cache_bytes // len(self.layout) // block), codecs=codecs or (0, 0),
-                index=self._bucket_index([index[b] for index in indexes], usable=codecs is not None),
-                fallback=lambda chunk, b=b: self._read_through_h5py(b, chunk),
-            ))
+            caches.append(
+                ChunkCache(
+                    bound=shape.bound,
+                    rows=shape.rows,
+                    chunk_rows=self.chunk_rows,
+                    wide=self._item_bytes == 4,
+                    ids=self.ids,
+                    slots=max(1, cache_bytes // len(self.layout) // block),
+                    codecs=codecs or (0, 0),
+                    index=self._bucket_index([index[b] for index in indexes], usable=codecs is not None),
+                    fallback=lambda chunk, b=b: self._read_through_h5py(b, chunk),
+                )
+            )
         return caches
 
     def _bucket_index(self, parts: list[ChunkIndex], usable: bool) -> dict[str, np.ndarray]:
@@ -222,14 +234,21 @@ class Dataset:
             first = np.arange(chunks, dtype=np.int64) * self.chunk_rows
             native = usable and part.lengths_offset >= 0 and part.stars_offset >= 0
             if chunks and not (native and part.offsets.min() >= 0):
-                warnings.warn(f"{self.folder}/{self.split}: a layout or filter that only libhdf5 reads; "
-                              "reading goes through h5py, several times slower", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"{self.folder}/{self.split}: a layout or filter that only libhdf5 reads; "
+                    "reading goes through h5py, several times slower",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             for name, values in (
                 ("descriptor", np.full(chunks, descriptor, np.int32)),
                 ("offset", part.offsets if native else np.full(chunks, -1, np.int64)),
-                ("size", part.sizes), ("compressed", part.compressed),
-                ("checksum", part.checksums), ("row_checksum", part.row_checksums),
-                ("lengths_offset", part.lengths_offset + 2 * first), ("stars_offset", part.stars_offset + first),
+                ("size", part.sizes),
+                ("compressed", part.compressed),
+                ("checksum", part.checksums),
+                ("row_checksum", part.row_checksums),
+                ("lengths_offset", part.lengths_offset + 2 * first),
+                ("stars_offset", part.stars_offset + first),
             ):
                 columns.setdefault(name, []).append(values)
         return {name: np.ascontiguousarray(np.concatenate(values)) for name, values in columns.items()}
@@ -242,18 +261,20 @@ class Dataset:
 
     def _explain(self, bucket: int, fault: int, chunk: int) -> DatasetError:
         path, inside = self._place(bucket, chunk)
-        return DatasetError(f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: {FAULTS[fault]}; "
-                            "copy the file again or make the dataset again")
+        return DatasetError(
+            f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: {FAULTS[fault]}; "
+            "copy the file again or make the dataset again"
+        )
 
     def _read_through_h5py(self, bucket: int, chunk: int) -> tuple[np.ndarray, ...]:
         path, inside = self._place(bucket, chunk)
         start = inside * self.chunk_rows
         with h5py.File(path, "r") as file:
             group = file[group_name(self.bounds[bucket])]
-            tokens, lengths, stars = (group[name][start:start + self.chunk_rows]
-                                      for name in ("tokens", "lengths", "stars"))
-            stored = (group["tokens"].id.read_direct_chunk((start, 0))[1] if group["tokens"].chunks
-                      else tokens.tobytes())
+            tokens, lengths, stars = (
+                group[name][start : start + self.chunk_rows] for name in ("tokens", "lengths", "stars")
+            )
+            stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if group["tokens"].chunks else tokens.tobytes()
             if xxh3_64_intdigest(stored) != group["checksums"][inside]:
                 raise self._explain(bucket, CHECKSUM_FAULT, chunk)
             if xxh3_64_intdigest(lengths.tobytes() + stars.tobytes()) != group["row_checksums"][inside]:
@@ -261,8 +282,9 @@ class Dataset:
         return tokens, lengths, stars
 
 
-def open_dataset(folder: str | os.PathLike[str], split: str = "train",
-                 cache_bytes: int = DEFAULT_CACHE_BYTES) -> Dataset:
+def open_dataset(
+    folder: str | os.PathLike[str], split: str = "train", cache_bytes: int = DEFAULT_CACHE_BYTES
+) -> Dataset:
     """Open one split of a dataset for reading.
 
     Args:

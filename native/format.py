@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,13 @@ class ChunkIndex:
 
     def update_digest(self, digest: Any) -> None:
         """Feed every field to a hashlib digest, in a fixed byte order."""
-        for array, kind in ((self.offsets, "<i8"), (self.sizes, "<i8"), (self.compressed, "u1"),
-                            (self.checksums, "<u8"), (self.row_checksums, "<u8")):
+        for array, kind in (
+            (self.offsets, "<i8"),
+            (self.sizes, "<i8"),
+            (self.compressed, "u1"),
+            (self.checksums, "<u8"),
+            (self.row_checksums, "<u8"),
+        ):
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
         digest.update(np.array([self.lengths_offset, self.stars_offset, self.rows], "<i8").tobytes())
 
@@ -90,7 +96,7 @@ def part_rows(rows: int, chunk_rows: int, parts: int) -> list[int]:
     """Rows of a bucket per part, cut at whole chunks; only the bucket's last chunk may be short."""
     chunks = -(-rows // chunk_rows)
     edges = [min(rows, chunks * part // parts * chunk_rows) for part in range(parts + 1)]
-    return [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+    return [stop - start for start, stop in pairwise(edges)]
 
 
 def read_chunk_index(group: h5py.Group, bound: int, chunk_rows: int) -> ChunkIndex:
@@ -100,14 +106,19 @@ def read_chunk_index(group: h5py.Group, bound: int, chunk_rows: int) -> ChunkInd
         DatasetError: dtype, shape or layout are not those of the format.
     """
     tokens, lengths, stars = (group.get(name) for name in ("tokens", "lengths", "stars"))
-    for name, dataset, kinds in (("tokens", tokens, ("<u2", "<u4")), ("lengths", lengths, ("<u2",)),
-                                 ("stars", stars, ("|u1",))):
+    for name, dataset, kinds in (
+        ("tokens", tokens, ("<u2", "<u4")),
+        ("lengths", lengths, ("<u2",)),
+        ("stars", stars, ("|u1",)),
+    ):
         if not isinstance(dataset, h5py.Dataset) or dataset.dtype.str not in kinds:
             raise DatasetError(f"{group.file.filename}: {group.name}/{name} is missing or not of type {kinds}")
     rows = int(tokens.shape[0])
     if tokens.shape != (rows, bound) or lengths.shape != (rows,) or stars.shape != (rows,):
-        raise DatasetError(f"{group.file.filename}: {group.name}: the shapes of tokens {tokens.shape}, lengths "
-                           f"{lengths.shape} and stars {stars.shape} do not belong together (bound {bound})")
+        raise DatasetError(
+            f"{group.file.filename}: {group.name}: the shapes of tokens {tokens.shape}, lengths "
+            f"{lengths.shape} and stars {stars.shape} do not belong together (bound {bound})"
+        )
     chunks = -(-rows // chunk_rows)
     checksums = {}
     for name in ("checksums", "row_checksums"):
@@ -120,8 +131,16 @@ def read_chunk_index(group: h5py.Group, bound: int, chunk_rows: int) -> ChunkInd
     compressed = np.zeros(chunks, np.uint8)
     if rows:
         _locate_chunks(tokens, chunk_rows, offsets, sizes, compressed)
-    return ChunkIndex(offsets, sizes, compressed, checksums["checksums"], checksums["row_checksums"],
-                      _contiguous_offset(lengths), _contiguous_offset(stars), rows)
+    return ChunkIndex(
+        offsets,
+        sizes,
+        compressed,
+        checksums["checksums"],
+        checksums["row_checksums"],
+        _contiguous_offset(lengths),
+        _contiguous_offset(stars),
+        rows,
+    )
 
 
 def _contiguous_offset(dataset: h5py.Dataset) -> int:
@@ -132,8 +151,9 @@ def _contiguous_offset(dataset: h5py.Dataset) -> int:
     return -1 if offset is None else int(offset)
 
 
-def _locate_chunks(tokens: h5py.Dataset, chunk_rows: int, offsets: np.ndarray, sizes: np.ndarray,
-                   compressed: np.ndarray) -> None:
+def _locate_chunks(
+    tokens: h5py.Dataset, chunk_rows: int, offsets: np.ndarray, sizes: np.ndarray, compressed: np.ndarray
+) -> None:
     filters = dict(tokens._filters)
     if tokens.chunks is None:
         start = _contiguous_offset(tokens)
@@ -144,8 +164,10 @@ def _locate_chunks(tokens: h5py.Dataset, chunk_rows: int, offsets: np.ndarray, s
             sizes[:] = np.minimum(chunk_rows, tokens.shape[0] - first) * row_bytes
         return
     if tokens.chunks != (chunk_rows, tokens.shape[1]):
-        raise DatasetError(f"{tokens.file.filename}: {tokens.name} has chunks {tokens.chunks}, not whole rows "
-                           f"({chunk_rows}, {tokens.shape[1]}) as dataset.json says")
+        raise DatasetError(
+            f"{tokens.file.filename}: {tokens.name} has chunks {tokens.chunks}, not whole rows "
+            f"({chunk_rows}, {tokens.shape[1]}) as dataset.json says"
+        )
     lz4 = set(filters) == {str(hdf5plugin.LZ4.filter_id)}
     if filters and not lz4:
         return  # another filter: h5py decodes it
@@ -171,7 +193,15 @@ def file_digest(path: Path) -> str:
 
 
 _DIGEST_FIELDS = (
-    "format", "version", "text", "vocabulary", "bucket_bounds", "chunk_rows", "token_type", "parts", "splits",
+    "format",
+    "version",
+    "text",
+    "vocabulary",
+    "bucket_bounds",
+    "chunk_rows",
+    "token_type",
+    "parts",
+    "splits",
 )
 
 
@@ -186,8 +216,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DatasetError(f"{folder}: no {MANIFEST}, so this is not a finished dataset; make one with "
-                           f"python -m mr INPUT... --out {folder}") from None
+        raise DatasetError(
+            f"{folder}: no {MANIFEST}, so this is not a finished dataset; make one with "
+            f"python -m mr INPUT... --out {folder}"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable as JSON ({error}); the dataset must be made again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:

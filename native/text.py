@@ -34,8 +34,10 @@ _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s+[A-Za-z-]+\s*=[^<>]*|\s*/?)>")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 # ASCII text, nine reviews in ten, needs no regular expression: translate, mend the apostrophes, split.
-_ASCII_WORDS = "".join(chr(code).lower() if chr(code).isalnum() or chr(code) == "'" else " " for code in range(128))
-_ASCII_WORDS = _ASCII_WORDS.replace("`", "'")
+_ASCII_WORDS = "".join(
+    "'" if character in "'`" else character.lower() if character.isalnum() else " "
+    for character in map(chr, range(128))
+)
 _OUTER_APOSTROPHE = re.compile(r"'(?:(?<![a-z0-9]')|(?![a-z0-9]))")
 
 # Vowel signs and other marks that belong to a word but are no letters to Python, written as ranges so that the

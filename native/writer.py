@@ -51,8 +51,16 @@ class DatasetWriter:
         DatasetError: the folder holds something, or the arguments do not fit each other.
     """
 
-    def __init__(self, folder: Path, *, bounds: Sequence[int], rows: Mapping[str, Sequence[int]],
-                 vocabulary: Sequence[str], chunk_rows: int = DEFAULT_CHUNK_ROWS, compress: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bounds: Sequence[int],
+        rows: Mapping[str, Sequence[int]],
+        vocabulary: Sequence[str],
+        chunk_rows: int = DEFAULT_CHUNK_ROWS,
+        compress: bool = True,
+    ) -> None:
         self.folder = Path(folder)
         self.bounds = [int(bound) for bound in bounds]
         self.rows = {split: [int(count) for count in rows.get(split, [0] * len(bounds))] for split in SPLITS}
@@ -87,8 +95,10 @@ class DatasetWriter:
         if not len(tokens):
             return
         if tokens.shape != (len(lengths), self.bounds[bucket]) or len(stars) != len(lengths):
-            raise DatasetError(f"tokens {tokens.shape}, lengths {lengths.shape} and stars {stars.shape} do not fit "
-                               f"bucket {self.bounds[bucket]}")
+            raise DatasetError(
+                f"tokens {tokens.shape}, lengths {lengths.shape} and stars {stars.shape} do not fit "
+                f"bucket {self.bounds[bucket]}"
+            )
         if tokens.min() < 0 or tokens.max() >= len(self.vocabulary) + FIRST_WORD_ID:
             raise DatasetError(f"token ids must lie in 0..{len(self.vocabulary) + FIRST_WORD_ID - 1}")
         if lengths.min() < 1 or lengths.max() > self.bounds[bucket] or stars.min() < 1 or stars.max() > 5:
@@ -100,8 +110,9 @@ class DatasetWriter:
         if done != len(tokens):
             raise DatasetError(f"{split}: more rows for bucket {self.bounds[bucket]} than announced")
 
-    def finish(self, *, text: Mapping[str, Any], counts: Mapping[str, int],
-               extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, *, text: Mapping[str, Any], counts: Mapping[str, int], extra: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Complete all parts, write the vocabulary and, last, the manifest.
 
         Args:
@@ -121,11 +132,21 @@ class DatasetWriter:
         words = "".join(f"{word}\n" for word in self.vocabulary).encode("utf-8")
         write_durably(self.folder / VOCABULARY, words)
         manifest: dict[str, Any] = {
-            "format": FORMAT_NAME, "version": FORMAT_VERSION, "text": dict(text),
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "text": dict(text),
             "vocabulary": {"words": len(self.vocabulary), "digest": hashlib.sha256(words).hexdigest()},
-            "bucket_bounds": self.bounds, "chunk_rows": self.chunk_rows, "token_type": self.token_type.name,
-            "splits": {split: {"rows": sum(self.rows[split]), "bucket_rows": self.rows[split],
-                               "stars": self._stars[split].tolist()} for split in SPLITS},
+            "bucket_bounds": self.bounds,
+            "chunk_rows": self.chunk_rows,
+            "token_type": self.token_type.name,
+            "splits": {
+                split: {
+                    "rows": sum(self.rows[split]),
+                    "bucket_rows": self.rows[split],
+                    "stars": self._stars[split].tolist(),
+                }
+                for split in SPLITS
+            },
             "parts": parts,
         }
         manifest["digest"] = json_digest(manifest)
@@ -169,9 +190,14 @@ class _PartWriter:
             group = self.file.create_group(group_name(bound))
             # maxshape leaves room for a last chunk that is wider than the rows there are
             padded = -(-count // self.chunk_rows) * self.chunk_rows
-            group.create_dataset("tokens", (count, bound), writer.token_type, chunks=(self.chunk_rows, bound),
-                                 maxshape=(max(padded, self.chunk_rows), bound),
-                                 **(hdf5plugin.LZ4() if writer.compress else {}))
+            group.create_dataset(
+                "tokens",
+                (count, bound),
+                writer.token_type,
+                chunks=(self.chunk_rows, bound),
+                maxshape=(max(padded, self.chunk_rows), bound),
+                **(hdf5plugin.LZ4() if writer.compress else {}),
+            )
             group.create_dataset("lengths", (count,), "<u2")
             group.create_dataset("stars", (count,), "|u1")
         # Rows wait here until a chunk is whole: a chunk is compressed once.
@@ -190,10 +216,14 @@ class _PartWriter:
     def _flush(self, bucket: int) -> None:
         tokens, lengths, stars = (np.concatenate(column) for column in zip(*self._waiting[bucket], strict=True))
         start = self.written[bucket]
-        whole = len(tokens) if start + len(tokens) == self.rows[bucket] else len(tokens) // self.chunk_rows * self.chunk_rows
+        whole = (
+            len(tokens)
+            if start + len(tokens) == self.rows[bucket]
+            else len(tokens) // self.chunk_rows * self.chunk_rows
+        )
         group = self.file[group_name(self.bounds[bucket])]
         for name, values in (("tokens", tokens), ("lengths", lengths), ("stars", stars)):
-            group[name][start:start + whole] = values[:whole]
+            group[name][start : start + whole] = values[:whole]
         self.written[bucket] += whole
         self.tokens_written += int(lengths[:whole].sum())
         self._waiting[bucket] = [(tokens[whole:], lengths[whole:], stars[whole:])] if whole < len(tokens) else []
@@ -210,14 +240,23 @@ class _PartWriter:
             for bound in self.bounds:
                 read_chunk_index(file[group_name(bound)], bound, self.chunk_rows).update_digest(index_digest)
         sync(self.whole_path)
-        return {"path": self.path, "rows": sum(self.rows), "tokens": self.tokens_written,
-                "digest": file_digest(self.whole_path), "index_digest": index_digest.hexdigest()}
+        return {
+            "path": self.path,
+            "rows": sum(self.rows),
+            "tokens": self.tokens_written,
+            "digest": file_digest(self.whole_path),
+            "index_digest": index_digest.hexdigest(),
+        }
 
     def _add_checksums(self, group: h5py.Group, rows: int) -> None:
         starts = range(0, rows, self.chunk_rows)
         stored = [xxhash.xxh3_64_intdigest(group["tokens"].id.read_direct_chunk((start, 0))[1]) for start in starts]
         lengths, stars = group["lengths"][:], group["stars"][:]
-        sides = [xxhash.xxh3_64_intdigest(lengths[start:start + self.chunk_rows].tobytes()
-                                          + stars[start:start + self.chunk_rows].tobytes()) for start in starts]
+        sides = [
+            xxhash.xxh3_64_intdigest(
+                lengths[start : start + self.chunk_rows].tobytes() + stars[start : start + self.chunk_rows].tobytes()
+            )
+            for start in starts
+        ]
         group.create_dataset("checksums", data=np.array(stored, "<u8"))
         group.create_dataset("row_checksums", data=np.array(sides, "<u8"))

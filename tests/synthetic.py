@@ -13,7 +13,9 @@ from native import DatasetWriter
 ROWS = {"train": (700, 433), "validation": (90, 61), "test": (50, 33)}
 
 
-def make_rows(rng: np.random.Generator, count: int, bound: int, words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_rows(
+    rng: np.random.Generator, count: int, bound: int, words: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [count, bound] (padded with 0), lengths and stars that follow from the words."""
     lengths = rng.integers(max(1, bound // 2), bound + 1, count)
     tokens = rng.integers(2, words + 2, (count, bound))
@@ -23,21 +25,37 @@ def make_rows(rng: np.random.Generator, count: int, bound: int, words: int) -> t
     return tokens, lengths, stars
 
 
-def write_dataset(folder: Path, *, bounds: Sequence[int] = (8, 16), rows: Mapping[str, Sequence[int]] = ROWS,
-                  words: int = 60, chunk_rows: int = 64, compress: bool = True, seed: int = 5) -> dict[str, Any]:
+def write_dataset(
+    folder: Path,
+    *,
+    bounds: Sequence[int] = (8, 16),
+    rows: Mapping[str, Sequence[int]] = ROWS,
+    words: int = 60,
+    chunk_rows: int = 64,
+    compress: bool = True,
+    seed: int = 5,
+) -> dict[str, Any]:
     """Write a dataset; returns, per split and bucket, the (tokens, lengths, stars) that went in."""
     rng = np.random.default_rng(seed)
-    writer = DatasetWriter(folder, bounds=bounds, rows=rows, vocabulary=[f"word{i}" for i in range(words)],
-                           chunk_rows=chunk_rows, compress=compress)
+    writer = DatasetWriter(
+        folder,
+        bounds=bounds,
+        rows=rows,
+        vocabulary=[f"word{i}" for i in range(words)],
+        chunk_rows=chunk_rows,
+        compress=compress,
+    )
     content: dict[str, Any] = {}
     for split, counts in rows.items():
         content[split] = []
         for bucket, count in enumerate(counts):
             columns = make_rows(rng, count, bounds[bucket], words)
             for start in range(0, count, 50):  # pieces that do not fit the chunks
-                writer.write(split, bucket, *(column[start:start + 50] for column in columns))
+                writer.write(split, bucket, *(column[start : start + 50] for column in columns))
             content[split].append(columns)
     total = sum(sum(counts) for counts in rows.values())
-    writer.finish(text={"max_length": bounds[-1], "stop_words": []},
-                  counts={"lines": total, "kept": total, "duplicates": 0, "empty": 0, "malformed": 0, "without_rating": 0})
+    writer.finish(
+        text={"max_length": bounds[-1], "stop_words": []},
+        counts={"lines": total, "kept": total, "duplicates": 0, "empty": 0, "malformed": 0, "without_rating": 0},
+    )
     return content

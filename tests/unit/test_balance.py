@@ -29,7 +29,9 @@ def test_shares_are_the_exact_integer_optimum_under_caps(data, ranks, batch):
     shares = optimal_shares(ranks, batch, caps)
     assert sum(shares) == batch
     assert all(0 <= share <= cap for share, cap in zip(shares, caps, strict=True))
-    possible = [split for split in itertools.product(*(range(min(cap, batch) + 1) for cap in caps)) if sum(split) == batch]
+    possible = [
+        split for split in itertools.product(*(range(min(cap, batch) + 1) for cap in caps)) if sum(split) == batch
+    ]
     assert slowest(ranks, shares) <= min(slowest(ranks, split) for split in possible) * (1 + 1e-12)
 
 
@@ -50,7 +52,10 @@ def test_ten_thousand_ranks_are_solved():
 
 
 @settings(max_examples=100, deadline=None)
-@given(weights=st.lists(st.floats(0, 100), min_size=1, max_size=6).filter(lambda w: sum(w) > 0.01), batch=st.integers(1, 5000))
+@given(
+    weights=st.lists(st.floats(0, 100), min_size=1, max_size=6).filter(lambda w: sum(w) > 0.01),
+    batch=st.integers(1, 5000),
+)
 def test_proportional_shares_are_within_one_row_of_the_proportion(weights, batch):
     shares = proportional_shares(weights, batch)
     assert sum(shares) == batch
@@ -86,8 +91,9 @@ def test_repeated_decisions_converge_on_equal_times_though_batches_have_a_fixed_
     truth = [Cost(0.02, 1e-3), Cost(0.05, 4e-3), Cost(0.01, 2e-3)]
     shares = even_shares(3, 600)
     for _ in range(6):
-        shares = decide([timings(rows, cost.per_row, fixed=cost.fixed) for rows, cost in zip(shares, truth, strict=True)],
-                        shares).shares
+        shares = decide(
+            [timings(rows, cost.per_row, fixed=cost.fixed) for rows, cost in zip(shares, truth, strict=True)], shares
+        ).shares
     assert slowest(truth, shares) <= 1.05 * slowest(truth, optimal_shares(truth, 600))
 
 

@@ -21,8 +21,10 @@ from engine.errors import CheckpointError
 
 
 def example(step: int = 1) -> Checkpoint:
-    return Checkpoint({"model/a": torch.arange(6.0).reshape(2, 3) + step, "optimizer/0/exp": torch.tensor(1.5).double()},
-                      {"progress": {"total_steps": step}, "note": "ü"})
+    return Checkpoint(
+        {"model/a": torch.arange(6.0).reshape(2, 3) + step, "optimizer/0/exp": torch.tensor(1.5).double()},
+        {"progress": {"total_steps": step}, "note": "ü"},
+    )
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -34,7 +36,9 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert loaded.tensors["optimizer/0/exp"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
+@pytest.mark.parametrize(
+    "make", [torch.optim.Adam, torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)]
+)
 def test_an_optimiser_goes_on_as_if_undisturbed(tmp_path, make):
     def start() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -51,7 +55,9 @@ def test_an_optimiser_goes_on_as_if_undisturbed(tmp_path, make):
     steps(model, optimizer, 3)
     tensors, values = optimizer_state(optimizer)
     weights = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    save_checkpoint(tmp_path / "c", Checkpoint({**weights, **{f"optimizer/{n}": t for n, t in tensors.items()}}, {"o": values}))
+    save_checkpoint(
+        tmp_path / "c", Checkpoint({**weights, **{f"optimizer/{n}": t for n, t in tensors.items()}}, {"o": values})
+    )
     steps(model, optimizer, 3)
     resumed, again = start()
     saved = load_checkpoint(tmp_path / "c")
@@ -65,8 +71,10 @@ def test_the_weights_digest_is_of_the_bytes_in_the_order_of_names():
     import hashlib
 
     model = torch.nn.ModuleDict({"b": torch.nn.Linear(2, 1), "a": torch.nn.Linear(1, 2)})
-    parts = [dict(model.named_parameters())[name].detach().numpy().tobytes()
-             for name in ("a.bias", "a.weight", "b.bias", "b.weight")]
+    parts = [
+        dict(model.named_parameters())[name].detach().numpy().tobytes()
+        for name in ("a.bias", "a.weight", "b.bias", "b.weight")
+    ]
     assert weights_digest(model) == hashlib.sha256(b"".join(parts)).hexdigest()
 
 

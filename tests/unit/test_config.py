@@ -8,13 +8,41 @@ from engine.config import TrainConfig, parse_train_config
 from engine.errors import UsageError
 
 FROZEN = {
-    "data": "D", "out": "R", "epochs": 5, "batch_size": 512, "seed": 7, "balance": "auto", "rebalance_every": 50,
-    "shares": (), "rank_caps": (), "resume": "auto", "checkpoint_every": 0, "checkpoint_minutes": 0.0,
-    "keep_checkpoints": 3, "log_every": 50, "device": "auto", "threads": 0, "precision": "float32", "optimizer": "adam",
-    "learning_rate": 0.002, "momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 0, "clip_norm": 1.0,
+    "data": "D",
+    "out": "R",
+    "epochs": 5,
+    "batch_size": 512,
+    "seed": 7,
+    "balance": "auto",
+    "rebalance_every": 50,
+    "shares": (),
+    "rank_caps": (),
+    "resume": "auto",
+    "checkpoint_every": 0,
+    "checkpoint_minutes": 0.0,
+    "keep_checkpoints": 3,
+    "log_every": 50,
+    "device": "auto",
+    "threads": 0,
+    "precision": "float32",
+    "optimizer": "adam",
+    "learning_rate": 0.002,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "clip_norm": 1.0,
     "class_weights": "none",
-    "model": {"cell": "lstm", "embedding_size": 100, "hidden_size": 64, "layers": 1, "directions": 2, "pooling": "max",
-              "loss": "bce", "classes": 2, "dropout": 0.3},
+    "model": {
+        "cell": "lstm",
+        "embedding_size": 100,
+        "hidden_size": 64,
+        "layers": 1,
+        "directions": 2,
+        "pooling": "max",
+        "loss": "bce",
+        "classes": 2,
+        "dropout": 0.3,
+    },
 }
 
 
@@ -44,23 +72,26 @@ def test_shares_imply_balance_off():
         parse("--shares", "3,1", "--balance", "auto")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--epochs", "0"], "--epochs must be at least 1"),
-    (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-    (["--batch-size", "-3"], "--batch-size"),
-    (["--learning-rate", "nan"], "--learning-rate"),
-    (["--dropout", "1"], "--dropout"),
-    (["--shares", "a,b"], "--shares"),
-    (["--shares", "0,0"], "--shares"),
-    (["--shares", "1,-1"], "--shares"),
-    (["--rank-caps", "-1"], "--rank-caps"),
-    (["--classes", "3"], "--classes"),
-    (["--classes", "5"], "--loss bce"),
-    (["--class-weights", "1,2,3"], "--class-weights"),
-    (["--class-weights", "heavy"], "--class-weights"),
-    (["--balance", "on"], "--balance"),
-    (["--epoch", "3"], "unrecognized arguments: --epoch"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--batch-size", "-3"], "--batch-size"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--dropout", "1"], "--dropout"),
+        (["--shares", "a,b"], "--shares"),
+        (["--shares", "0,0"], "--shares"),
+        (["--shares", "1,-1"], "--shares"),
+        (["--rank-caps", "-1"], "--rank-caps"),
+        (["--classes", "3"], "--classes"),
+        (["--classes", "5"], "--loss bce"),
+        (["--class-weights", "1,2,3"], "--class-weights"),
+        (["--class-weights", "heavy"], "--class-weights"),
+        (["--balance", "on"], "--balance"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch"),
+    ],
+)
 def test_wrong_values_name_the_option(arguments, message):
     with pytest.raises(UsageError, match=message):
         parse(*arguments)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
-import hdf5plugin  # noqa: F401
+import hdf5plugin
 import numpy as np
 import pytest
 import xxhash
@@ -49,15 +49,24 @@ def assert_same(folder: Path, split: str, bucket: int, rows: np.ndarray, batch: 
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(bound=st.integers(1, 40), rows=st.integers(1, 300), chunk_rows=st.integers(1, 90), words=st.sampled_from([9, 70_000]),
-       compress=st.booleans(), cache=st.sampled_from([1, 1 << 20]), part_bytes=st.sampled_from([200, 1 << 20]),
-       seed=st.integers(0, 99))
-def test_random_shapes_read_as_the_slow_twin_reads_them(tmp_path_factory, monkeypatch, bound, rows, chunk_rows, words,
-                                                        compress, cache, part_bytes, seed):
+@given(
+    bound=st.integers(1, 40),
+    rows=st.integers(1, 300),
+    chunk_rows=st.integers(1, 90),
+    words=st.sampled_from([9, 70_000]),
+    compress=st.booleans(),
+    cache=st.sampled_from([1, 1 << 20]),
+    part_bytes=st.sampled_from([200, 1 << 20]),
+    seed=st.integers(0, 99),
+)
+def test_random_shapes_read_as_the_slow_twin_reads_them(
+    tmp_path_factory, monkeypatch, bound, rows, chunk_rows, words, compress, cache, part_bytes, seed
+):
     monkeypatch.setattr("native.writer.PART_BYTES", part_bytes)
     folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, bounds=[bound], rows={"train": [rows]}, words=words, chunk_rows=chunk_rows, compress=compress,
-                  seed=seed)
+    write_dataset(
+        folder, bounds=[bound], rows={"train": [rows]}, words=words, chunk_rows=chunk_rows, compress=compress, seed=seed
+    )
     wanted = np.random.default_rng(seed).integers(0, rows, 40)
     with native.open_dataset(folder, "train", cache_bytes=cache) as data:
         assert_same(folder, "train", 0, wanted, data.read_bucket(0, wanted))
@@ -89,7 +98,7 @@ def test_mixed_rows_come_in_the_order_asked_padded_to_the_widest(folder):
     for place, (bucket, row) in enumerate([(0, 0), (1, 432), (0, 5), (1, 0), (0, 5)]):
         tokens, length, stars = twin.row(bucket, row)
         assert batch.tokens[place, : len(tokens)].tolist() == tokens.tolist()
-        assert not batch.tokens[place, len(tokens):].any()
+        assert not batch.tokens[place, len(tokens) :].any()
         assert (batch.lengths[place], batch.stars[place]) == (length, stars)
 
 
@@ -194,15 +203,24 @@ def test_layouts_that_others_write_stay_readable(tmp_path, kind):
     folder = tmp_path / "data"
     content = write_dataset(folder, rows={"train": [300, 10]})
     path = folder / "train/part-00000.h5"
-    options = {"gzip": {"compression": "gzip"}, "contiguous": {"chunks": None}, "other chunk filter": hdf5plugin.Zstd()}[kind]
+    options = {
+        "gzip": {"compression": "gzip"},
+        "contiguous": {"chunks": None},
+        "other chunk filter": hdf5plugin.Zstd(),
+    }[kind]
     with h5py.File(path, "a") as file:
         for group in file.values():
             tokens = group["tokens"][:]
             del group["tokens"]
-            chunks = {} if kind == "contiguous" else {"chunks": (64, tokens.shape[1]), "maxshape": (10_000, tokens.shape[1])}
+            chunks = (
+                {} if kind == "contiguous" else {"chunks": (64, tokens.shape[1]), "maxshape": (10_000, tokens.shape[1])}
+            )
             group.create_dataset("tokens", data=tokens, **{**chunks, **options})
-            stored = ([group["tokens"].id.read_direct_chunk((start, 0))[1] for start in range(0, len(tokens), 64)]
-                      if chunks else [tokens[start:start + 64].tobytes() for start in range(0, len(tokens), 64)])
+            stored = (
+                [group["tokens"].id.read_direct_chunk((start, 0))[1] for start in range(0, len(tokens), 64)]
+                if chunks
+                else [tokens[start : start + 64].tobytes() for start in range(0, len(tokens), 64)]
+            )
             group["checksums"][:] = [xxhash.xxh3_64_intdigest(chunk) for chunk in stored]
     seal(folder)
     with pytest.warns(RuntimeWarning, match="h5py") if kind != "contiguous" else nullcontext():
@@ -264,27 +282,39 @@ def test_a_flipped_star_is_found(folder):
         opened.read_bucket(0, np.arange(700))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda group: group["tokens"].__setitem__((5, 2), 62), "outside the vocabulary"),
-    (lambda group: group["lengths"].__setitem__(5, 9), "outside 1..bound"),
-    (lambda group: group["lengths"].__setitem__(5, 0), "outside 1..bound"),
-    (lambda group: group["stars"].__setitem__(5, 6), "outside 1..5"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda group: group["tokens"].__setitem__((5, 2), 62), "outside the vocabulary"),
+        (lambda group: group["lengths"].__setitem__(5, 9), "outside 1..bound"),
+        (lambda group: group["lengths"].__setitem__(5, 0), "outside 1..bound"),
+        (lambda group: group["stars"].__setitem__(5, 6), "outside 1..5"),
+    ],
+)
 def test_wrong_values_with_right_checksums_are_found(folder, change, message):
     with h5py.File(folder / "train/part-00000.h5", "a") as file:
         group = file["0008"]
         change(group)
         group["checksums"][0] = xxhash.xxh3_64_intdigest(group["tokens"].id.read_direct_chunk((0, 0))[1])
-        group["row_checksums"][0] = xxhash.xxh3_64_intdigest(group["lengths"][:64].tobytes() + group["stars"][:64].tobytes())
+        group["row_checksums"][0] = xxhash.xxh3_64_intdigest(
+            group["lengths"][:64].tobytes() + group["stars"][:64].tobytes()
+        )
     seal(folder)
     with native.open_dataset(folder) as opened, pytest.raises(DatasetError, match=message):
         opened.read_bucket(0, np.arange(700))
 
 
-@pytest.mark.parametrize("stored", [b"\0" * 11, b"\0" * 12, b"\0\0\0\0\0\0\4\0" + b"\0\0\4\0" + b"\0\0\xff\xff" + b"x" * 9,
-                                    b"\0\0\0\0\0\0\4\0" + b"\xff\xff\xff\xff" + b"\0\0\0\1a",
-                                    b"\0\0\0\0\0\0\4\0" + b"\0\0\2\0" + b"\0\0\0\5\x40rows",
-                                    b"\xff" * 40])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\0" * 11,
+        b"\0" * 12,
+        b"\0\0\0\0\0\0\4\0" + b"\0\0\4\0" + b"\0\0\xff\xff" + b"x" * 9,
+        b"\0\0\0\0\0\0\4\0" + b"\xff\xff\xff\xff" + b"\0\0\0\1a",
+        b"\0\0\0\0\0\0\4\0" + b"\0\0\2\0" + b"\0\0\0\5\x40rows",
+        b"\xff" * 40,
+    ],
+)
 def test_hostile_lz4_blocks_with_right_checksums_are_refused(folder, stored):
     with h5py.File(folder / "train/part-00000.h5", "a") as file:
         file["0008"]["tokens"].id.write_direct_chunk((0, 0), stored)
@@ -299,26 +329,34 @@ def test_a_truncated_part_never_crashes(folder):
     whole = path.read_bytes()
     for size in range(0, len(whole), len(whole) // 60):
         path.write_bytes(whole[:size])
-        with pytest.raises(DatasetError, match="part-00000.h5"):
+        with pytest.raises(DatasetError, match=r"part-00000\.h5"):
             native.open_dataset(folder).read_bucket(0, np.arange(700))
 
 
-@pytest.mark.parametrize(("break_it", "message"), [
-    (lambda folder: (folder / "dataset.json").unlink(), "not a finished dataset"),
-    (lambda folder: (folder / "dataset.json").write_text("{"), "not readable as JSON"),
-    (lambda folder: (folder / "dataset.json").write_text("[]"), "not a reviews-hdf5 manifest"),
-    (lambda folder: (folder / "train/part-00000.h5").unlink(), "missing, but named"),
-    (lambda folder: (folder / "train/part-00000.h5").write_bytes(b"text"), "not readable as HDF5"),
-])
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "dataset.json").unlink(), "not a finished dataset"),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "not readable as JSON"),
+        (lambda folder: (folder / "dataset.json").write_text("[]"), "not a reviews-hdf5 manifest"),
+        (lambda folder: (folder / "train/part-00000.h5").unlink(), "missing, but named"),
+        (lambda folder: (folder / "train/part-00000.h5").write_bytes(b"text"), "not readable as HDF5"),
+    ],
+)
 def test_an_unusable_dataset_is_told_in_words(folder, break_it, message):
     break_it(folder)
     with pytest.raises(DatasetError, match=message):
         native.open_dataset(folder)
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("version", 2, "format version 2"), ("chunk_rows", 32, "digest"), ("parts", [], "digest"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("version", 2, "format version 2"),
+        ("chunk_rows", 32, "digest"),
+        ("parts", [], "digest"),
+    ],
+)
 def test_a_changed_manifest_is_found(folder, field, value, message):
     manifest = json.loads((folder / "dataset.json").read_text())
     manifest[field] = value
@@ -338,10 +376,14 @@ def test_the_writer_refuses_what_does_not_fit(tmp_path):
         return DatasetWriter(tmp_path / name, bounds=[4], rows={"train": [2]}, vocabulary=["a"])
 
     good = (np.array([[2, 1, 0, 0]]), np.array([2]), np.array([5]))
-    for number, (tokens, lengths, stars) in enumerate([
-        (np.array([[3, 0, 0, 0]]), *good[1:]), (good[0], np.array([5]), good[2]), (good[0], good[1], np.array([0])),
-        (np.zeros((1, 3), int), *good[1:]),
-    ]):
+    for number, (tokens, lengths, stars) in enumerate(
+        [
+            (np.array([[3, 0, 0, 0]]), *good[1:]),
+            (good[0], np.array([5]), good[2]),
+            (good[0], good[1], np.array([0])),
+            (np.zeros((1, 3), int), *good[1:]),
+        ]
+    ):
         with pytest.raises(DatasetError):
             writer(f"wrong{number}").write("train", 0, tokens, lengths, stars)
     counts = {"lines": 2, "kept": 2, "duplicates": 0, "empty": 0, "malformed": 0, "without_rating": 0}

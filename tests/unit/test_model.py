@@ -25,14 +25,17 @@ def rows(lengths: list[int], bound: int) -> torch.Tensor:
 @pytest.mark.parametrize(("cell", "layers", "directions", "pooling"), KINDS)
 def test_the_output_is_the_same_whatever_a_review_is_padded_to(cell, layers, directions, pooling):
     torch.manual_seed(0)
-    config = ModelConfig(cell=cell, layers=layers, directions=directions, pooling=pooling, embedding_size=8, hidden_size=6)
+    config = ModelConfig(
+        cell=cell, layers=layers, directions=directions, pooling=pooling, embedding_size=8, hidden_size=6
+    )
     model = ReviewModel(config, 50).double().eval()
     lengths = [1, 9, 16, 12]
     narrow = model(rows(lengths, 16), torch.tensor(lengths))
     wide = model(rows(lengths, 40), torch.tensor(lengths, dtype=torch.int32))
     torch.testing.assert_close(narrow, wide, rtol=1e-13, atol=1e-13)
-    alone = torch.cat([model(rows(lengths, 16)[row:row + 1, :length], torch.tensor([length]))
-                       for row, length in enumerate(lengths)])
+    alone = torch.cat(
+        [model(rows(lengths, 16)[row : row + 1, :length], torch.tensor([length])) for row, length in enumerate(lengths)]
+    )
     torch.testing.assert_close(narrow, alone, rtol=1e-13, atol=1e-13)
 
 
@@ -52,7 +55,9 @@ def test_gradients_do_not_depend_on_padding_either(pooling):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_states_equal_those_of_torchs_packed_sequences(cell):
     torch.manual_seed(0)
-    model = ReviewModel(ModelConfig(cell=cell, embedding_size=8, hidden_size=6, pooling="last", dropout=0.0), 50).double()
+    model = ReviewModel(
+        ModelConfig(cell=cell, embedding_size=8, hidden_size=6, pooling="last", dropout=0.0), 50
+    ).double()
     kind = torch.nn.LSTM if cell == "lstm" else torch.nn.GRU
     reference = kind(8, 6, bidirectional=True).double()
     for suffix, layer in (("", model.layers[0][0]), ("_reverse", model.layers[0][1])):
@@ -74,7 +79,9 @@ def test_classes_of_stars():
     assert class_counts([1, 2, 3, 4, 5], 5) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("loss", "classes"), [("bce", 2), ("cross_entropy", 2), ("cross_entropy", 5), ("mse", 2), ("mse", 5)])
+@pytest.mark.parametrize(
+    ("loss", "classes"), [("bce", 2), ("cross_entropy", 2), ("cross_entropy", 5), ("mse", 2), ("mse", 5)]
+)
 def test_every_loss_is_smallest_for_the_right_answer_and_predicts_it(loss, classes):
     function = ReviewLoss(ModelConfig(loss=loss, classes=classes))
     target = torch.arange(classes)

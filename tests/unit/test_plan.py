@@ -20,8 +20,13 @@ def make_plan(rows: list[int], batch_size: int, seed: int = 7, **options: object
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=buckets, batch_size=st.integers(1, 128), weights=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
-       epoch=st.integers(0, 3), window=st.sampled_from([1, 2000, 1 << 28]))
+@given(
+    rows=buckets,
+    batch_size=st.integers(1, 128),
+    weights=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
+    epoch=st.integers(0, 3),
+    window=st.sampled_from([1, 2000, 1 << 28]),
+)
 def test_every_row_is_used_exactly_once_an_epoch_whatever_the_shares(rows, batch_size, weights, epoch, window):
     plan = make_plan(rows, batch_size, window_bytes=window)
     shares = proportional_shares(weights, batch_size)
@@ -78,9 +83,15 @@ def test_a_slice_touches_few_chunks():
     assert np.median(touched) <= 6  # a quarter of 16 chunks, and its two edges
 
 
-@pytest.mark.parametrize("options", [
-    {"batch_size": 0, "rows": 5}, {"batch_size": 4, "rows": 0}, {"batch_size": 4}, {"batch_size": 4, "rows": 3, "layout": []},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0, "rows": 5},
+        {"batch_size": 4, "rows": 0},
+        {"batch_size": 4},
+        {"batch_size": 4, "rows": 3, "layout": []},
+    ],
+)
 def test_impossible_plans_are_refused(options):
     with pytest.raises(ValueError, match=r"."):
         Plan(seed=1, **options)

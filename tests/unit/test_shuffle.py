@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from native.shuffle import derive_key, permute, rows_at
 
 MASK = (1 << 64) - 1
@@ -49,22 +48,30 @@ def twin_order(rows: int, chunk_rows: int, window: int, key: int) -> list[int]:
     width = min(window, chunks)
     result: list[int] = []
     for number, start in enumerate(range(0, chunks, width)):
-        pool = [row for chunk in order[start:start + width]
-                for row in range(chunk * chunk_rows, min(rows, (chunk + 1) * chunk_rows))]
+        pool = [
+            row
+            for chunk in order[start : start + width]
+            for row in range(chunk * chunk_rows, min(rows, (chunk + 1) * chunk_rows))
+        ]
         inside = mix(key ^ mix(number + 1))
         result += [pool[twin_permute(i, len(pool), inside)] for i in range(len(pool))]
     return result
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows=st.integers(1, 400), chunk_rows=st.integers(1, 50), window=st.integers(1, 12), key=st.integers(0, MASK),
-       data=st.data())
+@given(
+    rows=st.integers(1, 400),
+    chunk_rows=st.integers(1, 50),
+    window=st.integers(1, 12),
+    key=st.integers(0, MASK),
+    data=st.data(),
+)
 def test_any_range_of_positions_equals_the_order_built_whole(rows, chunk_rows, window, key, data):
     whole = twin_order(rows, chunk_rows, window, key)
     assert sorted(whole) == list(range(rows))
     first = data.draw(st.integers(0, rows))
     count = data.draw(st.integers(0, rows - first))
-    assert rows_at(first, count, rows, chunk_rows, window, key).tolist() == whole[first:first + count]
+    assert rows_at(first, count, rows, chunk_rows, window, key).tolist() == whole[first : first + count]
 
 
 @settings(max_examples=50, deadline=None)
@@ -79,7 +86,7 @@ def test_a_position_of_a_trillion_rows_is_computed_at_once():
     rows = 10**12 + 7
     found = rows_at(rows - 3, 3, rows, 2048, 64, derive_key(7, 1))
     assert len(set(found.tolist())) == 3
-    assert 0 <= found.min()
+    assert found.min() >= 0
     assert found.max() < rows
 
 

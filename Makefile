@@ -1,0 +1,75 @@
+# Everything starts from here; `make help` lists it. Each target but help first calls setup, which does nothing
+# when nothing has changed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+# A setting of the caller's, e.g. make test RANKS="1 2".
+RANKS ?= 1 2 3 4
+NP ?= 2
+EPOCHS ?= 3
+REVIEWS ?=
+PYTHON ?=
+
+# Open MPI refuses root, which is who you are in most containers; nothing is set for anyone else.
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+endif
+
+.PHONY: help setup demo test unit mpi faults lint types bench engines docs clean
+help:
+	@echo 'make setup    .venv with everything in it (again only what has changed)'
+	@echo "make demo     reviews in, a trained model out, on NP=2 ranks; REVIEWS='path/*.json.gz' NP=3 EPOCHS=5"
+	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults'
+	@echo 'make lint     ruff;  make types  mypy'
+	@echo 'make bench    all benchmarks'
+	@echo 'make faults   the fault tests alone'
+	@echo 'make engines  comparison with other engines'
+	@echo 'make docs     the documentation'
+	@echo 'make clean    remove what was built; .venv and the cached Horovod stay'
+
+setup:
+	@python=$$(PYTHON='$(PYTHON)' sh .setup/find-python.sh) && exec "$$python" .setup/bootstrap.py
+
+demo: setup
+	@REVIEWS='$(REVIEWS)' NP='$(NP)' EPOCHS='$(EPOCHS)' bash examples/demo.sh
+
+test: unit mpi
+	@if [ -d tests/faults ]; then $(MAKE) --no-print-directory faults; fi
+
+unit: setup
+	$(PY) -m pytest tests/unit
+
+mpi: $(RANKS:%=mpi-%)
+
+# One rule for the same suite on any number of ranks. Rank 0 speaks; the others' output is shown when something failed.
+# More ranks than cores is usual here: waiting ranks give their core away, and each computes with one thread.
+mpi-%: setup
+	@if [ -d tests/mpi ]; then MPIRUN='$(VENV)/bin/mpirun' bash .setup/run-ranks.sh $* $(PY) -m pytest tests/mpi; \
+	 else echo 'make mpi: there are no tests/mpi in this version'; fi
+# One after the other even under make -j: they share two cores.
+.NOTPARALLEL:
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy
+
+faults: setup
+	@if [ -d tests/faults ]; then $(PY) -m pytest tests/faults; else echo 'make faults: not in this version'; exit 2; fi
+
+bench: setup
+	@if [ -f benchmarks/__main__.py ]; then $(PY) -m benchmarks; else echo 'make bench: not in this version'; exit 2; fi
+
+engines: setup
+	@if [ -f benchmarks/engines.py ]; then $(PY) -m benchmarks.engines; else echo 'make engines: not in this version'; exit 2; fi
+
+docs: setup
+	@if [ -f docs/build.py ]; then $(PY) docs/build.py; else echo 'make docs: not in this version; the texts are in docs/'; exit 2; fi
+
+clean:
+	rm -rf build dist *.egg-info native/*.so

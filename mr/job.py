@@ -1,0 +1,150 @@
+"""What the three jobs have in common, and how the driver runs one."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mrjob.job import MRJob
+from mrjob.local import LocalMRJobRunner
+from mrjob.protocol import BytesProtocol
+
+from mr.errors import RunError
+from mr.records import NUMBER
+from mr.settings import Settings
+
+Pairs = Iterator[tuple[bytes, bytes]]
+RUNNERS = ("inline", "local")
+
+
+class ReviewJob(MRJob):
+    """A job over byte records, with the settings at hand in its tasks.
+
+    The protocols are named: mrjob's default one depends on what is installed on the machine of each task. Numbers are
+    records and not mrjob counters, which count an attempt that was run twice twice.
+    """
+
+    INPUT_PROTOCOL = BytesProtocol
+    INTERNAL_PROTOCOL = BytesProtocol
+    OUTPUT_PROTOCOL = BytesProtocol
+
+    def configure_args(self) -> None:
+        """Add --settings, a file that goes to every task."""
+        super().configure_args()
+        self.add_file_arg("--settings", help="settings of the run, written by the driver")
+
+    def mapper_init(self) -> None:
+        """Read the settings and start counting."""
+        self.settings = Settings.read(Path(self.options.settings))
+        self.numbers: Counter[str] = Counter()
+
+    def reducer_init(self) -> None:
+        """Read the settings and start counting."""
+        ReviewJob.mapper_init(self)
+
+    def emit_numbers(self) -> Pairs:
+        """The task's numbers, as records."""
+        for name, count in self.numbers.items():
+            yield NUMBER + name.encode(), b"%d" % count
+
+    def _runner_class(self) -> Any:
+        return ForkingRunner if self.options.runner == "local" else super()._runner_class()
+
+
+class ForkingRunner(LocalMRJobRunner):
+    """mrjob's local runner, but its processes run the tasks themselves.
+
+    The original starts an interpreter for each task, which spends most of a small run on importing the same modules
+    again; here the processes of its pool are forks of the driver and have them.
+    """
+
+    def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
+        return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type))
+
+
+def _run_task(
+    job_class: type[ReviewJob],
+    args: list[str],
+    stdin: BinaryIO,
+    stdout: BinaryIO,
+    stderr: BinaryIO,
+    folder: str,
+    environment: Mapping[str, str],
+) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    task = job_class(args)
+    task.sandbox(stdin, stdout, stderr)
+    try:
+        task.execute()
+    except BaseException:
+        stderr.write(traceback.format_exc().encode())
+        raise
+
+
+def run_job(
+    job_class: type[ReviewJob],
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    runner: str,
+    cores: int,
+    scratch: Path,
+    files: dict[str, Path],
+) -> None:
+    """Run a job to its end.
+
+    Args:
+        job_class: one of the jobs.
+        inputs: files.
+        output: a new folder for the parts of the output.
+        runner: inline or local.
+        cores: processes at a time; local only.
+        scratch: a folder for mrjob's own files.
+        files: option name and path of the files that the tasks need.
+
+    Raises:
+        RunError: a task failed; the message ends with the task's last words.
+    """
+    _silence_mrjob()
+    args = ["-r", runner, "--no-conf", "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
+    if runner == "local":
+        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
+        args += ["--no-bootstrap-mrjob", "--num-cores", str(cores), "--sort-bin", "sort -S 128M"]
+    for name, path in files.items():
+        args += [f"--{name}", str(path)]
+    job = job_class([*args, *(glob.escape(str(path)) for path in inputs)])
+    try:
+        with job.make_runner() as run:
+            run.job_class = job_class
+            try:
+                run.run()
+            except Exception as error:
+                name = job_class.__name__
+                raise RunError(f"{name} failed: {_last_words(scratch) or error}; nothing was written") from error
+    finally:
+        logging.getLogger("mrjob").handlers.clear()
+
+
+def _silence_mrjob() -> None:
+    # Its warnings (no configuration, no Hadoop) mean nothing here, and failures are told by RunError.
+    logger = logging.getLogger("mrjob")
+    logger.handlers[:] = [logging.NullHandler()]
+    logger.propagate = False
+
+
+def _last_words(scratch: Path) -> str:
+    """The last line that the first failed task wrote."""
+    for path in sorted(scratch.rglob("stderr")):
+        lines = path.read_text("utf-8", "replace").split("\n") if path.is_file() else []
+        words = [line.strip() for line in lines if line.strip() and not line.startswith("reporter:")]
+        if words:
+            return words[-1]
+    return ""

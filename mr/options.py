@@ -1,0 +1,243 @@
+"""The options of `python -m mr`: what they are, checked before any work begins."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from mr.errors import UsageError
+from mr.ingest import EXTENSIONS
+from mr.job import RUNNERS
+from mr.settings import Settings
+from mr.stopwords import ENGLISH
+from native.format import DatasetError, read_manifest, read_vocabulary
+from native.text import SPLITS, TextSettings, tokenize
+
+DESCRIPTION = """\
+Turns raw reviews into a dataset for python -m engine.train.
+
+INPUT is one or more files .json, .jsonl, .json.gz or .jsonl.gz (or patterns of them) in any mixture of:
+  one JSON object a line, with reviewText and overall (2014, 2018) or text and rating (2023);
+  one JSON array of such objects, over any number of lines.
+Equal texts count once, with the rating given most often. Every line read is accounted for in a table at the end and in
+DATA/dataset.json; lines that are no JSON objects land in DATA/quarantine.jsonl with file, line and reason."""
+EPILOG = """\
+The dataset depends on the reviews and the options alone: not on the runner, the number of cores or the order of INPUT.
+Exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input. Temporary files lie in $TMPDIR where that
+is set, otherwise beside DATA, about five times as large as the uncompressed input, and are removed at the end."""
+LATER_RUNNERS = ("spark", "hadoop", "emr")
+DEFAULT_VOCAB_SIZE = 10_000
+DEFAULT_SPLIT = "train=80,validation=10,test=10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A checked call."""
+
+    inputs: tuple[Path, ...]
+    """sorted by base name, then path: this order numbers the files"""
+    out: Path
+    runner: str
+    cores: int
+    settings: Settings
+    vocabulary: tuple[str, ...] | None
+    """of another dataset; None: it is counted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; python -m mr --help explains all options")
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Parse and check the command line.
+
+    Raises:
+        UsageError: anything that is wrong with it.
+    """
+    values = _parser().parse_args(arguments)
+    if values.runner in LATER_RUNNERS:
+        raise UsageError(f"-r {values.runner}: not available in this version yet; use -r local or -r inline")
+    _whole("--cores", values.cores, 1, 4096)
+    text, vocabulary = _text_settings(values)
+    split = parse_split(values.split)
+    if vocabulary is None and not split["train"]:
+        raise UsageError(
+            f"--split {values.split}: without training reviews there is no vocabulary; give train a share, "
+            "or name a dataset with --vocabulary-from"
+        )
+    return Options(
+        inputs=_inputs(values.input),
+        out=_new_folder(values.out),
+        runner=values.runner,
+        cores=values.cores,
+        settings=Settings(text=text, split=split, vocab_size=values.vocab_size or DEFAULT_VOCAB_SIZE),
+        vocabulary=vocabulary,
+    )
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m mr",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("input", metavar="INPUT", nargs="+", help="review files")
+    add("--out", metavar="DATA", type=Path, required=True, help="folder of the new dataset; new or empty")
+    add(
+        "-r",
+        "--runner",
+        choices=(*RUNNERS, *LATER_RUNNERS),
+        default="local",
+        help="where the jobs run: inline is this process, local one process a core (default: local; spark, hadoop and "
+        "emr are not available in this version yet)",
+    )
+    cores = len(os.sched_getaffinity(0))
+    add(
+        "--cores",
+        metavar="N",
+        type=int,
+        default=cores,
+        help=f"processes of the local runner (default: the cores this process may use, here {cores})",
+    )
+    add(
+        "--vocab-size",
+        metavar="WORDS",
+        type=int,
+        help=f"most frequent words of the training split that get an id (default: {DEFAULT_VOCAB_SIZE})",
+    )
+    add(
+        "--vocabulary-from",
+        metavar="DATA2",
+        type=Path,
+        help="take vocabulary and text settings of another dataset, to use its model on these reviews "
+        "(default: count the words)",
+    )
+    add(
+        "--max-length",
+        metavar="WORDS",
+        type=int,
+        help=f"longer reviews are cut to their first so many words (default: {TextSettings.max_length})",
+    )
+    add(
+        "--split",
+        metavar="SHARES",
+        default=DEFAULT_SPLIT,
+        help=f"percent of the distinct texts per split, summing to 100 (default: {DEFAULT_SPLIT})",
+    )
+    add(
+        "--stop-words",
+        metavar="none|english|FILE",
+        help="words to leave out: none, an English list (its negations go too: 'not good' becomes 'good'), or a file "
+        "with one word a line (default: none)",
+    )
+    return parser
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Shares in percent per split, in the order of SPLITS.
+
+    Raises:
+        UsageError: not of the form train=80,validation=10,test=10, or not summing to 100.
+    """
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, number = item.partition("=")
+        name = name.strip()
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if name not in SPLITS or name in shares or not 0 <= share <= 100:
+            raise UsageError(
+                f"--split {text}: {item!r} is not usable; give each of {', '.join(SPLITS)} at most once, "
+                f"with percent from 0 to 100: {DEFAULT_SPLIT}"
+            )
+        shares[name] = share
+    total = sum(shares.values())
+    if not math.isclose(total, 100, abs_tol=1e-6):
+        raise UsageError(f"--split {text}: the shares sum to {total:g}, not to 100; correct them: {DEFAULT_SPLIT}")
+    return {split: shares.get(split, 0.0) for split in SPLITS}
+
+
+def _whole(option: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise UsageError(f"{option} {value}: give a whole number from {lowest} to {highest}")
+
+
+def _text_settings(values: argparse.Namespace) -> tuple[TextSettings, tuple[str, ...] | None]:
+    if values.vocabulary_from is None:
+        max_length = TextSettings.max_length if values.max_length is None else values.max_length
+        _whole("--max-length", max_length, 1, 9999)
+        if values.vocab_size is not None:
+            _whole("--vocab-size", values.vocab_size, 1, 1 << 30)
+        return TextSettings(max_length=max_length, stop_words=_stop_words(values.stop_words or "none")), None
+    for option in ("vocab_size", "max_length", "stop_words"):
+        if getattr(values, option) is not None:
+            name = "--" + option.replace("_", "-")
+            raise UsageError(
+                f"{name} together with --vocabulary-from: that dataset's setting holds; leave one of them out"
+            )
+    try:
+        manifest = read_manifest(values.vocabulary_from)
+        words = read_vocabulary(values.vocabulary_from, manifest)
+        return TextSettings.from_json(manifest["text"]), tuple(words)
+    except (DatasetError, ValueError) as error:
+        raise UsageError(f"--vocabulary-from: {error}") from None
+
+
+def _stop_words(choice: str) -> tuple[str, ...]:
+    if choice == "none":
+        return ()
+    if choice == "english":
+        return tuple(sorted(ENGLISH))
+    try:
+        words = {word for line in Path(choice).read_text("utf-8").splitlines() for word in tokenize(line)}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
+        raise UsageError(
+            f"--stop-words {choice}: {reason}; give none, english or a file with one word a line"
+        ) from None
+    if not words:
+        raise UsageError(f"--stop-words {choice}: there is no word in this file; write one a line, or give none")
+    return tuple(sorted(words))
+
+
+def _inputs(arguments: Sequence[str]) -> tuple[Path, ...]:
+    files: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        matches = [path] if path.exists() else [Path(match) for match in glob.glob(argument, recursive=True)]
+        if not matches:
+            raise UsageError(f"{argument}: no such file; check the path")
+        files += matches
+    for path in files:
+        if path.is_dir():
+            raise UsageError(f"{path}: a folder; name the files in it: {path}/*.json.gz")
+        if not path.name.lower().endswith(EXTENSIONS):
+            raise UsageError(f"{path}: unknown kind of file; give {', '.join(EXTENSIONS)}")
+        if not os.access(path, os.R_OK):
+            raise UsageError(f"{path}: may not be read; check its permissions")
+    return tuple(sorted(files, key=lambda path: (path.name, str(path))))
+
+
+def _new_folder(out: Path) -> Path:
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            kind = "not empty" if out.is_dir() else "a file"
+            raise UsageError(f"--out {out}: {kind}; name a new folder, nothing is overwritten")
+        parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UsageError(f"--out {out}: nothing can be written in {parent}; name a folder that you may write to")
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}; name a folder that you may write to") from None
+    return out

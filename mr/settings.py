@@ -1,0 +1,36 @@
+"""What the tasks of all jobs must know, in one small file that travels with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from native.text import TextSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a run."""
+
+    text: TextSettings
+    split: dict[str, float]
+    """percent of the texts per split"""
+    vocab_size: int
+    """words"""
+    bounds: tuple[int, ...] = ()
+    """padded length per bucket, in tokens; known after the count job"""
+    item_bytes: int = 2
+    """2 or 4: bytes of a token id"""
+
+    def write(self, path: Path) -> Path:
+        """Write the settings to a new file; returns its path."""
+        value = {**self.__dict__, "text": self.text.to_json(), "bounds": list(self.bounds)}
+        path.write_text(json.dumps(value))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """The reverse of write."""
+        value = json.loads(path.read_text())
+        return cls(**{**value, "text": TextSettings.from_json(value["text"]), "bounds": tuple(value["bounds"])})
