@@ -8,8 +8,8 @@ import numpy as np
 
 STEP = 8
 """tokens; every bound but the last is a multiple of it"""
-MAX_BUCKETS = 8
-MAX_WASTE = 0.08
+MAX_BUCKETS = 12
+MAX_WASTE = 0.10
 """share of the padded tokens that may be padding"""
 
 

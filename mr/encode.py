@@ -33,7 +33,7 @@ class EncodeJob(ReviewJob):
         ids = self.encoder.encode_words(decode_words(value[2:]))
         split = SPLITS.index(split_of(bytes.fromhex(digest.decode()), self.settings.split))
         bucket = bisect_left(self.settings.bounds, len(ids))
-        yield b"%d%d%s" % (split, bucket, digest), value[:1] + encode_ids(ids, self.settings.item_bytes)
+        yield b"%d%02d%s" % (split, bucket, digest), value[:1] + encode_ids(ids, self.settings.item_bytes)
 
     def reducer(self, key: bytes, values: Iterable[bytes]) -> Pairs:
         """Pass on."""

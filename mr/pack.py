@@ -40,7 +40,7 @@ def pack(
     """
     unknown: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
     done = 0
-    for place, group in groupby(merge_sorted(records), key=lambda record: record[0][:2]):
+    for place, group in groupby(merge_sorted(records), key=lambda record: record[0][:3]):
         split, bound = SPLITS[int(place[:1])], bounds[int(place[1:])]
         while rows := list(islice(group, ROWS_A_WRITE)):
             encoded = [decode_ids(value[1:]) for _, value in rows]

@@ -1,7 +1,7 @@
 """The ASCII records that the jobs exchange, one `key \\t value` a line; the key's first letter tells the kind.
 
     r<digest>                   <stars> <words>           a distinct review, from clean
-    <split><bucket><digest>     <stars><ids in base64>    an encoded review, from encode; sorts as the dataset does
+    <s><bb><digest>             <stars><ids in base64>    an encoded review, from encode; sorts as the dataset does
     w<word>                     <count>                   a word of the training split
     n<name>                     <count>                   a number to be summed
     q<file>:<line>              {"reason", "start"}       a malformed record; sorts by file and line
