@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from native.files import write_durably
+
+LINE_SECONDS = 30.0
+"""seconds between progress lines where there is no terminal"""
 
 
 class MetricsFile:
@@ -51,7 +55,7 @@ def _finite(value: Any) -> Any:
 
 
 class Display:
-    """Progress for people: a bar in a terminal, otherwise one line per epoch on standard output.
+    """Progress for people: a bar in a terminal; elsewhere a plain line now and then in epochs that take long.
 
     Args:
         active: whether this rank shows anything.
@@ -60,6 +64,10 @@ class Display:
     def __init__(self, active: bool) -> None:
         self._active = active
         self._bar: Any = None
+        self._title = ""
+        self._steps = self._done = 0
+        self._first = 0
+        self._began = self._told = 0.0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -71,17 +79,26 @@ class Display:
             print(text, flush=True)
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """Show a bar of `steps` steps, `done` of them done, where standard error is a terminal."""
-        if self._active and sys.stderr.isatty():
+        """An epoch of `steps` steps begins, `done` of them done."""
+        if not self._active:
+            return
+        self._title, self._steps, self._done = f"epoch {epoch}/{epochs}", steps, done
+        self._began, self._first, self._told = time.monotonic(), done, time.monotonic()
+        if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=done, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False)
+            self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False)
 
     def step(self, loss: float) -> None:
-        """One step more."""
+        """One step more, with its loss."""
+        self._done += 1
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update()
+        elif self._active and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            left = (self._told - self._began) / (self._done - self._first) * (self._steps - self._done)
+            self.say(f"{self._title}: step {self._done} of {self._steps}, loss {loss:.4f}, {left:.0f} s left")
 
     def end_epoch(self) -> None:
         """Take the bar away."""

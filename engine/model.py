@@ -75,7 +75,8 @@ class ReviewModel(nn.Module):
         network than a mask per step, and L times cheaper to draw."""
         if not (self.training and self.config.dropout):
             return states_LBX
-        return states_LBX * self.dropout(torch.ones_like(states_LBX[:1]))
+        mask_1BX: Tensor = self.dropout(torch.ones_like(states_LBX[:1]))
+        return states_LBX * mask_1BX
 
     def _pool(self, states_LBX: Tensor, valid_LB: Tensor, lengths_B: Tensor) -> Tensor:
         if self.config.pooling == "max":

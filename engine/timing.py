@@ -87,8 +87,3 @@ class RankClock:
     def start_epoch(self, totals: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         """Begin the epoch's totals, at 0 or where a checkpoint left them."""
         self.compute_seconds, self.input_seconds, self.wait_seconds = totals
-
-
-def now() -> float:
-    """Seconds on the clock that all timings of this process share."""
-    return time.perf_counter()
