@@ -42,6 +42,15 @@ def test_the_wheels_mpi_gets_its_prefix(wheel: Path) -> None:
     assert os.environ["OPAL_PREFIX"] == str(wheel)
 
 
+def test_torchs_threads_sleep_while_they_wait_unless_the_user_wants_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    environment.prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    environment.prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_a_prefix_of_the_users_is_kept(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPAL_PREFIX", "/opt/openmpi")
     environment.prepare_environment()
