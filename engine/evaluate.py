@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.command import run_alone
 from engine.config import make_parser
 from engine.errors import UsageError
 from engine.losses import CLASS_NAMES
 from engine.saved_model import load_model
 from engine.validation import measure
 from native.dataset import open_dataset
-from native.format import SPLITS, DatasetError
+from native.text import SPLITS
 
 PROGRAM = "engine.evaluate"
 
@@ -27,20 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="such as RUN/checkpoints/best")
     parser.add_argument("--split", default="test", choices=SPLITS, help="which part of the dataset")
     parser.add_argument("--batch-size", type=int, default=512, metavar="B", help="rows computed at once")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there is one"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    try:
+
+    def work() -> None:
         options = parser.parse_args(arguments)
         figures = evaluate(options.data, options.checkpoint, options.split, options.batch_size, options.device)
-    except (UsageError, DatasetError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(json.dumps(figures) if options.json else describe(figures))
-    return 0
+        print(json.dumps(figures) if options.json else describe(figures))
+
+    return run_alone(PROGRAM, work)
 
 
 def evaluate(
-    data: str, checkpoint: str, split: str = "test", batch_size: int = 512, device: str = "cpu"
+    data: str, checkpoint: str, split: str = "test", batch_size: int = 512, device: str = "auto"
 ) -> dict[str, Any]:
     """Figures of a checkpoint on a split: accuracy, macro_f1, loss, null_accuracy, confusion, rows, ...
 
@@ -52,6 +54,8 @@ def evaluate(
 
     if batch_size < 1:
         raise UsageError("--batch-size must be at least 1")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this host shows no GPU to torch; use --device cpu")
     saved = load_model(Path(checkpoint), device)

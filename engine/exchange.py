@@ -7,7 +7,7 @@ number type means that Horovod has nothing to fuse by order of arrival: the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ class Control:
     rows: float = 0.0
     nonfinite: float = 0.0
     """ranks whose loss is not a finite number"""
+    nonfinite_ranks: float = 0.0
+    """sum of (rank + 1) over them: tells which it is when there is one"""
     checkpoint: float = 0.0
     """above 0: a checkpoint is due after this step"""
-
-    FIELDS = ("loss", "weight", "rows", "nonfinite", "checkpoint")
 
 
 class GradientExchange:
@@ -41,9 +41,10 @@ class GradientExchange:
 
     def __init__(self, parameters: Sequence[nn.Parameter], session: Session) -> None:
         self._session = session
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         kinds = sorted({parameter.dtype for parameter in parameters}, key=str)
         self.buffers: list[Tensor] = []
-        control_size = len(Control.FIELDS)
+        control_size = len(fields(Control))
         self._control = torch.zeros(0, dtype=torch.float64)
         for kind in kinds:
             members = [parameter for parameter in parameters if parameter.dtype == kind]
@@ -54,7 +55,9 @@ class GradientExchange:
                 self._control = flat[-extra:]
             at = 0
             for parameter in members:
-                parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
+                view = flat[at : at + parameter.numel()].view_as(parameter)
+                parameter.grad = view
+                self._views.append((parameter, view))
                 at += parameter.numel()
             self.buffers.append(flat)
         self._gradients = [
@@ -66,7 +69,17 @@ class GradientExchange:
             self.buffers.append(self._control)
 
     def clear(self) -> None:
-        """Set all gradients to 0, in place."""
+        """Set all gradients to 0, in place.
+
+        Raises:
+            ValueError: a parameter's .grad was replaced.
+        """
+        for parameter, view in self._views:
+            if parameter.grad is not view:
+                raise ValueError(
+                    "a parameter's .grad was replaced, so its gradient would not be exchanged and the model would not "
+                    "learn; do not call zero_grad: the trainer clears the gradients"
+                )
         for flat in self.buffers:
             flat.zero_()
 
@@ -80,10 +93,10 @@ class GradientExchange:
         Returns:
             The control fields, summed; the gradients are summed in place.
         """
-        self._control[0], self._control[1] = loss, weight
-        self._control[2] = control.rows
-        self._control[3] = torch.as_tensor(loss).isfinite().logical_not()
-        self._control[4] = control.checkpoint
+        bad = torch.as_tensor(loss).isfinite().logical_not()
+        self._control[0], self._control[1], self._control[2] = loss, weight, control.rows
+        self._control[3], self._control[4] = bad, bad * (self._session.rank + 1)
+        self._control[5] = control.checkpoint
         self._session.sum_in_place(self.buffers)
         return Control(*self._control.tolist())
 

@@ -18,7 +18,7 @@ from engine.plan import GlobalBatch, Plan
 from native.dataset import BatchBuffer, Dataset
 
 READ_AHEAD = 2
-"""batches read before the trainer asks for them; new shares take effect this many steps after their decision"""
+"""batches read before the trainer asks for them: new shares begin with the step after these"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ class LocalBatch:
     inputs: tuple[Any, ...]
     """arguments of the model; empty for 0 rows"""
     target: Any
+    ready: torch.cuda.Event | None = None
+    """on a GPU: recorded when the copies to it are done"""
+
+    def hand_over(self) -> None:
+        """Let the current stream of a GPU wait for the copies, before it computes on them."""
+        if self.ready is None:
+            return
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self.ready)
+        for value in (*self.inputs, self.target):
+            if isinstance(value, Tensor):
+                value.record_stream(stream)  # its memory is not given away while the computing stream uses it
 
 
 class Source(Protocol):
@@ -48,7 +60,7 @@ class ReviewSource:
         data: the opened split.
         plan: where row numbers come from: made with layout=data.layout (fast, little padding) or rows=len(data).
         target_of: maps uint8 stars [n] to the target; by default 1 for 4 or 5 stars, else 0.
-        device: where the tensors go; on a GPU they travel from pinned memory.
+        device: where the tensors go; to a GPU they travel from pinned memory, which torch keeps until they are there.
     """
 
     def __init__(
@@ -61,7 +73,9 @@ class ReviewSource:
         self._data, self._device = data, torch.device(device)
         self._target_of = target_of or partial(classes_of, classes=2)
         self._by_bucket = plan.layout == tuple(data.layout)
-        # One buffer more than are read ahead: the one that the trainer computes on must stay as it is.
+        if not self._by_bucket:
+            _check_own_rows(plan, len(data))
+        # Those read ahead, the one being read, and the one that the trainer computes on.
         self._buffers = deque(BatchBuffer(plan.batch_size, max(data.bounds)) for _ in range(READ_AHEAD + 2))
 
     def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -80,7 +94,8 @@ class ReviewSource:
 class MapStyleSource:
     """Batches of any map-style torch dataset whose items are (input..., target) tuples."""
 
-    def __init__(self, dataset: Any, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dataset: Any, plan: Plan, device: torch.device | str = "cpu") -> None:
+        _check_own_rows(plan, len(dataset))
         self._dataset, self._device = dataset, device
 
     def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Any, ...], Any]:
@@ -89,12 +104,20 @@ class MapStyleSource:
         return tuple(inputs), target
 
 
+def _check_own_rows(plan: Plan, rows: int) -> None:
+    if [shape.rows for shape in plan.layout] != [rows]:
+        raise ValueError(
+            f"the plan was not made for this data of {rows} rows, so it would name other rows; make it with "
+            "Plan(rows=len(data)), or for a dataset of reviews with Plan(layout=data.layout)"
+        )
+
+
 def as_source(data: Any, plan: Plan, device: torch.device) -> Source:
     """A source for what users hold: a dataset of reviews, a map-style torch dataset, or a source already."""
     if isinstance(data, Dataset):
         return ReviewSource(data, plan, device=device)
     if hasattr(data, "__getitem__"):
-        return MapStyleSource(data, device)
+        return MapStyleSource(data, plan, device)
     source: Source = data
     return source
 
@@ -109,6 +132,7 @@ class Prefetcher:
         schedule: rows of a full batch per rank, for the first batch, the second, ...; the last entry stays in force.
         epoch, step: where to begin (epoch from 0; step within the epoch).
         epochs: where to end.
+        device: on a GPU the copies travel on a stream of their own, beside the computation.
     """
 
     def __init__(
@@ -120,8 +144,10 @@ class Prefetcher:
         epoch: int,
         step: int,
         epochs: int,
+        device: torch.device | None = None,
     ) -> None:
         self._plan, self._source, self._rank = plan, source, rank
+        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         *first, last = (tuple(shares) for shares in schedule)
         self._scheduled = deque(first)
         self._shares = last
@@ -163,5 +189,10 @@ class Prefetcher:
         if part.start == part.stop:
             return LocalBatch(whole, bound, 0, (), None)
         rows = self._plan.rows(epoch, whole)[part]
-        inputs, target = self._source(whole.bucket, rows)
-        return LocalBatch(whole, bound, len(rows), inputs, target)
+        if self._stream is None:
+            return LocalBatch(whole, bound, len(rows), *self._source(whole.bucket, rows))
+        with torch.cuda.stream(self._stream):
+            inputs, target = self._source(whole.bucket, rows)
+            ready = torch.cuda.Event()
+            ready.record(self._stream)
+        return LocalBatch(whole, bound, len(rows), inputs, target, ready)

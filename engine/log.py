@@ -26,6 +26,17 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_finite(event)) + "\n")
 
+    def last(self) -> dict[str, Any]:
+        """The last whole event; empty without one."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for line in reversed(lines):
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            return event
+        return {}
+
     def cut(self, step: int | None) -> None:
         """Keep what was recorded up to a step, drop the rest and a torn last line; None drops all."""
         if not self.path.exists():

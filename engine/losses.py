@@ -40,6 +40,7 @@ class ReviewLoss:
 
     def __init__(self, config: ModelConfig, class_weights: Sequence[float] | None = None) -> None:
         self.kind, self.classes = config.loss, config.classes
+        self.class_weights = None if class_weights is None else list(class_weights)
         self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
 
     def __call__(self, scores: Tensor, target_B: Tensor) -> Tensor:
@@ -53,7 +54,10 @@ class ReviewLoss:
 
     def row_weights(self, target_B: Tensor) -> Tensor | None:
         """Weight per row [B], float64; None when all are 1."""
-        return None if self._weights is None else self._weights.to(target_B.device)[target_B]
+        if self._weights is None:
+            return None
+        self._weights = self._weights.to(target_B.device)  # moves at the first batch only
+        return self._weights[target_B]
 
     def predict(self, scores: Tensor) -> Tensor:
         """Most probable class per row, int64 [B]."""

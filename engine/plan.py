@@ -70,7 +70,7 @@ class Plan:
         self.seed = seed
         self.shuffle = shuffle
         per_bucket = window_bytes // sum(1 for shape in layout if shape.rows)
-        self._windows = [max(1, per_bucket // (shape.chunk_rows * shape.row_bytes)) for shape in layout]
+        self.windows = [max(1, per_bucket // (shape.chunk_rows * shape.row_bytes)) for shape in layout]
         self._batches = [-(-shape.rows // batch_size) for shape in layout]
         self._first = np.cumsum([0, *self._batches])
 
@@ -78,11 +78,6 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """Global batches of an epoch, the short last one of each bucket included."""
         return int(self._first[-1])
-
-    @property
-    def rows_per_epoch(self) -> int:
-        """Rows of an epoch: each row of the split once."""
-        return sum(shape.rows for shape in self.layout)
 
     def batch(self, epoch: int, step: int) -> GlobalBatch:
         """The batch of a step, in O(1).
@@ -109,7 +104,7 @@ class Plan:
             return np.arange(start, start + batch.rows, dtype=np.int64)
         shape = self.layout[batch.bucket]
         key = derive_key(self.seed, _ROWS, epoch, batch.bucket)
-        rows: np.ndarray = rows_at(start, batch.rows, shape.rows, shape.chunk_rows, self._windows[batch.bucket], key)
+        rows: np.ndarray = rows_at(start, batch.rows, shape.rows, shape.chunk_rows, self.windows[batch.bucket], key)
         # Chunk order: a rank's contiguous slice then touches few chunks, whatever the shares.
         rows.sort()
         return rows

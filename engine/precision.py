@@ -13,6 +13,11 @@ _GROWTH_STEPS = 2000
 _LARGEST_SCALE = 2.0**24
 
 
+def weight_type(name: str) -> torch.dtype:
+    """Number type of the weights: the 16-bit ones compute on float32 weights."""
+    return torch.float64 if name == "float64" else torch.float32
+
+
 class Precision:
     """The number type of forward and backward; for float16 the loss scale that keeps small gradients above 0.
 
@@ -30,11 +35,6 @@ class Precision:
         self.name, self._device = name, device
         self.scale = 2.0**16 if name == "float16" else 1.0
         self._good_steps = 0
-
-    @property
-    def weights(self) -> torch.dtype:
-        """Number type of the weights."""
-        return torch.float64 if self.name == "float64" else torch.float32
 
     def context(self) -> AbstractContextManager[object]:
         """Wraps forward."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from engine.command import run_alone
 from engine.config import make_parser
-from engine.errors import UsageError
 from engine.losses import CLASS_NAMES
 from engine.saved_model import SavedModel, load_model
 from native.text import Encoder, TextSettings
@@ -27,19 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, lines of standard input are read")
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="such as RUN/checkpoints/best")
     parser.add_argument("--json", action="store_true", help="one JSON object per text: label, probability, text")
-    try:
+
+    def work() -> None:
         options = parser.parse_args(arguments)
         saved = load_model(Path(options.checkpoint))
-    except UsageError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    for answer in predict(saved, options.text or (line.rstrip("\r\n") for line in sys.stdin)):
-        if options.json:
-            print(json.dumps(answer))
-        else:
-            probability = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
-            print(f"{answer['label']}\t{probability}\t{answer['text']}")
-    return 0
+        for answer in predict(saved, options.text or (line.rstrip("\r\n") for line in sys.stdin)):
+            if options.json:
+                print(json.dumps(answer))
+            else:
+                probability = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
+                print(f"{answer['label']}\t{probability}\t{answer['text']}")
+
+    return run_alone(PROGRAM, work)
 
 
 def predict(saved: SavedModel, texts: Iterable[str]) -> Iterator[dict[str, Any]]:

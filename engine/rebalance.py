@@ -48,7 +48,7 @@ class Rebalancer:
                 else even_shares(session.size, batch_size, self._caps)
             )
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(f"--rank-caps and --shares: {error}") from None
 
     def resume(self, schedule: Sequence[Sequence[int]]) -> bool:
         """Take over the shares of a checkpoint where all of them fit this run; whether they do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -12,19 +13,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from engine.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint, weights_digest
+from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
-from engine.errors import CheckpointError, UsageError
+from engine.errors import TrainingError, UsageError
 from engine.input import ReviewSource
 from engine.log import Display, MetricsFile
 from engine.losses import ReviewLoss, class_counts, classes_of
 from engine.model import ReviewModel
 from engine.plan import Plan
+from engine.precision import weight_type
+from engine.progress import Hooks, shares_event
+from engine.resume import find_checkpoint
 from engine.session import Session
-from engine.trainer import Hooks, Trainer
+from engine.trainer import Trainer
 from engine.validation import measure
 from native.dataset import Dataset, open_dataset
 from native.files import write_durably
@@ -54,10 +58,13 @@ class Run:
         self._folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
         self._metrics = MetricsFile(self.out / "metrics.jsonl")
         self._display = Display(active=session.root)
+        self._open_out()
         self.data, self._validation = self._open_data()
-        session.agree({"options": config.to_json(), "dataset digest": self.data.digest, "versions": _versions()})
-        checkpoint = self._find_checkpoint()
-        self._best: list[float] | None = checkpoint.values["best"] if checkpoint else None
+        self._vocabulary = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
+        session.agree({"dataset digest": self.data.digest, "versions": _versions(), **config.shared()})
+        checkpoint = find_checkpoint(config, session, self._folder, self.data.digest, self._display)
+        # Score and step of the best checkpoint so far.
+        self._best: dict[str, Any] | None = checkpoint.values["best"] if checkpoint else None
         self._saved_at = time.monotonic()
         self._trainer = self._build()
         if checkpoint is not None:
@@ -71,6 +78,8 @@ class Run:
                 f"{self.out}: finished already, {progress.epoch} of {config.epochs} epochs are done; "
                 "nothing to do (a larger --epochs goes on)"
             )
+            if session.root and self._metrics.last().get("event") != "end":
+                self._record_end("finished")  # the run was ended between its last checkpoint and this line
             return
         if session.root:
             self._prepare_out(progress.total_steps)
@@ -85,14 +94,15 @@ class Run:
             raise
         self._record_end("finished")
         self._display.say(
-            f"{self.out}: finished; next: python -m engine.evaluate --data {config.data} "
-            f"--checkpoint {self.out}/checkpoints/best"
+            f"{self.out}: finished; next: python -m engine.evaluate --data {shlex.quote(config.data)} "
+            f"--checkpoint {shlex.quote(str(self.out / 'checkpoints' / 'best'))}"
         )
 
     def _open_data(self) -> tuple[Dataset, Dataset]:
         problem: Exception | None = None
         try:
             data, validation = open_dataset(self.config.data, "train"), open_dataset(self.config.data, "validation")
+            data.vocabulary()
             if not len(data):
                 raise DatasetError(
                     f"{self.config.data}: the training split has no rows; make the dataset with another --split"
@@ -101,55 +111,6 @@ class Run:
             problem = error
         self.session.together(problem)
         return data, validation
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to go on from; rank 0 reads it for all, so that RUN need not be on a shared disk."""
-        found: Checkpoint | None = None
-        problem: Exception | None = None
-        if self.session.root:
-            try:
-                found = self._read_checkpoint()
-            except UsageError as error:
-                problem = error
-        self.session.together(problem)
-        checkpoint: Checkpoint | None = self.session.comm.bcast(found, root=0)
-        return checkpoint
-
-    def _read_checkpoint(self) -> Checkpoint | None:
-        resume = self.config.resume
-        if resume == "never":
-            if self._folder.steps():
-                raise UsageError(
-                    f"{self.out}: holds checkpoints, and --resume never would overwrite them; name another --out "
-                    "or leave --resume out to go on"
-                )
-            return None
-        if resume == "auto":
-            path, checkpoint, problems = self._folder.latest_good()
-            for text in problems:
-                self._display.say(f"warning: {text}")
-            if checkpoint is None and problems:
-                raise CheckpointError(
-                    f"{self._folder.folder}: none of its checkpoints is usable; name another --out to start over"
-                )
-        else:
-            path = Path(resume)
-            checkpoint = load_checkpoint(path)
-        if checkpoint is None:
-            return None
-        different = self.config.differences(checkpoint.values["config"])
-        if checkpoint.values["dataset_digest"] != self.data.digest:
-            different.append(f"--data {self.config.data} is another dataset than the checkpoint's")
-        if different:
-            raise CheckpointError(
-                f"{path}: cannot go on from it: {'; '.join(different)}; give the same options, or another "
-                "--out to start over"
-            )
-        progress = checkpoint.values["progress"]
-        self._display.say(
-            f"{self.out}: going on from {path} (step {progress['total_steps']}, {progress['epoch']} epochs done)"
-        )
-        return checkpoint
 
     def _build(self) -> Trainer:
         config, session, size = self.config, self.session, self.config.model
@@ -160,8 +121,7 @@ class Run:
         rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimizer == "sgd":
             rates["momentum"] = config.momentum
-        kind = torch.float64 if config.precision == "float64" else torch.float32
-        self.model.to(device=session.device, dtype=kind)
+        self.model.to(device=session.device, dtype=weight_type(config.precision))
         return Trainer(
             self.model,
             self.loss,
@@ -185,10 +145,23 @@ class Run:
             ),
         )
 
+    def _open_out(self) -> None:
+        """Make RUN and see that it can be written, before any work."""
+        problem: Exception | None = None
+        if self.session.root:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                write_durably(self.out / ".writable", b"")
+                (self.out / ".writable").unlink()
+            except OSError as error:
+                problem = UsageError(f"--out {self.out}: cannot be written ({error.strerror}); name another folder")
+        self.session.together(problem)
+
     def _prepare_out(self, total_steps: int) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Cut RUN back to the step that training goes on from."""
         self._metrics.cut(total_steps if total_steps else None)
-        self._folder.drop_after(total_steps)
+        if not self._folder.go_on_from(total_steps, self._best["step"] if self._best else None):
+            self._best = None
         write_durably(self.out / "config.json", (json.dumps(self.config.to_json(), indent=1) + "\n").encode())
 
     def _record(self, event: dict[str, Any]) -> None:
@@ -219,16 +192,7 @@ class Run:
                 "time": time.time(),
             }
         )
-        self._record(
-            {
-                "event": "shares",
-                "step": step,
-                "bucket": None,
-                "shares": shares,
-                "predicted_gain": 0.0,
-                "reason": "start" if not step else "resumed",
-            }
-        )
+        self._record(shares_event(step, shares, "resumed" if step else "start", 0.0))
 
     def _record_end(self, status: str, **more: Any) -> None:
         if self.session.root:
@@ -253,13 +217,8 @@ class Run:
             self.session.device,
             rank=self.session.rank,
             shares=shares,
-            sum_over_ranks=self._sum,
+            sum_over_ranks=self.session.sum_array,
         )
-
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        total = np.empty_like(values)
-        self.session.comm.Allreduce(values, total)
-        return total
 
     def _checkpoint_due(self, total_steps: int) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
@@ -270,34 +229,39 @@ class Run:
     def _save(self, figures: dict[str, Any] | None) -> None:
         """Write a checkpoint; after an epoch (figures not None) it may be the best one so far."""
         tensors, values = self._trainer.state()
-        best = False
+        problem = self._write(tensors, values, figures) if self.session.root else None
+        self._saved_at = time.monotonic()
+        problem = self.session.comm.bcast(problem, root=0)
+        if problem and self._trainer.progress.epoch >= self.config.epochs:
+            raise TrainingError(f"{problem}; the trained model is lost, the checkpoint before it still loads")
+        if problem:
+            self._display.say(f"warning: {problem}; training goes on, the checkpoint before it still loads")
+
+    def _write(self, tensors: dict[str, Tensor], values: dict[str, Any], figures: dict[str, Any] | None) -> str | None:
+        """Write a checkpoint; what went wrong, or None."""
+        step, best = self._trainer.progress.total_steps, self._best
         if figures is not None:
             # Without a validation split every epoch counts as the best so far.
-            score = [figures["macro_f1"], -figures["loss"]] if figures else None
-            best = score is None or self._best is None or score > self._best
-            self._best = score if best else self._best
-        self._saved_at = time.monotonic()
-        if not self.session.root:
-            return
-        words = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
-        tensors["vocabulary"] = (
-            torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else torch.zeros(0).byte()
-        )
+            score = [figures["macro_f1"], -figures["loss"]] if figures else []
+            if best is None or not score or score > best["score"]:
+                best = {"score": score, "step": step}
+        words = torch.frombuffer(bytearray(self._vocabulary), dtype=torch.uint8) if self._vocabulary else torch.zeros(0)
         values |= {
             "config": self.config.to_json(),
+            "class_weights": self.loss.class_weights,
             "text": self.data.manifest["text"],
             "ids": self.data.ids,
             "dataset_digest": self.data.digest,
-            "best": self._best,
+            "best": best,
             "versions": _versions(),
         }
+        whole = Checkpoint({**tensors, "vocabulary": words.byte()}, values)
         try:
-            self._folder.save(Checkpoint(tensors, values), self._trainer.progress.total_steps, best)
+            self._folder.save(whole, step, best is not None and best["step"] == step)
         except OSError as error:
-            self._display.say(
-                f"warning: {self._folder.folder}: no checkpoint at step "
-                f"{self._trainer.progress.total_steps} ({error}); training goes on, the one before it still loads"
-            )
+            return f"{self._folder.folder}: no checkpoint could be written at step {step} ({error.strerror})"
+        self._best = best
+        return None
 
 
 def _epoch_line(event: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from engine.config import ModelConfig
 from engine.errors import CheckpointError
 from engine.losses import ReviewLoss
 from engine.model import ReviewModel
+from engine.precision import weight_type
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ def load_model(path: Path, device: str = "cpu") -> SavedModel:
         values = checkpoint.values
         config = ModelConfig(**values["config"]["model"])
         model = ReviewModel(config, values["ids"])
-        if values["config"]["precision"] == "float64":
-            model.double()
+        model.to(weight_type(values["config"]["precision"]))
         model.load_state_dict(checkpoint.part("model"))
         words = checkpoint.tensors["vocabulary"].numpy().tobytes()
-        text = dict(values["text"])
+        text, weights = dict(values["text"]), values["class_weights"]
+        loss = ReviewLoss(config, weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from None
     model.to(torch.device(device)).eval()
-    return SavedModel(model, ReviewLoss(config), config, words.decode().split("\n")[:-1], text, words)
+    return SavedModel(model, loss, config, words.decode().split("\n")[:-1], text, words)

@@ -9,17 +9,17 @@ import os
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.environment import launcher_rank, prepare_environment, usable_cores
+from engine.command import report_error
+from engine.environment import prepare_environment, usable_cores
 from engine.errors import TrainingError, UsageError
-from native.format import DatasetError
 
 _POLL_SECONDS = 50e-6
 
@@ -53,15 +53,22 @@ class Session:
             for number, buffer in enumerate(buffers)
         ]
         for handle in handles:
-            # Horovod's own wait spins on a core that a slower rank may need; on a GPU it must order the streams.
-            while self.device.type == "cpu" and not self.hvd.poll(handle):
+            # Horovod's own wait spins on a core that a slower rank may need, and holds Python's lock meanwhile.
+            while not self.hvd.poll(handle):
                 time.sleep(_POLL_SECONDS)
             self.hvd.synchronize(handle)
 
-    def broadcast_state(self, model: torch.nn.Module) -> None:
-        """Give every rank rank 0's parameters and buffers."""
+    def sum_array(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all ranks of a float64 array; for figures, not gradients."""
+        total = np.empty_like(values)
+        self.comm.Allreduce(values, total)
+        return total
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank rank 0's values, in place."""
         if self.size > 1:
-            self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+            for number, tensor in enumerate(tensors):
+                self.hvd.broadcast_(tensor, root_rank=0, name=f"engine.broadcast.{number}")
 
     def agree(self, what: dict[str, Any]) -> None:
         """Check that all ranks hold the same values.
@@ -110,7 +117,10 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     os.environ["HOROVOD_AUTOTUNE"] = "0"
     hvd, comm = _start_mpi()
     local_rank, local_size = hvd.local_rank(), hvd.local_size()
-    threads = threads or max(1, int(usable_cores()) // local_size)
+    # A launcher may have given each rank cores of its own; only those that are shared are divided.
+    mine = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
+    sharing = comm.allgather(mine).count(mine)
+    threads = threads or max(1, int(usable_cores()) // sharing)
     torch.set_num_threads(threads)
     place, problem = torch.device("cpu"), None
     try:
@@ -169,28 +179,6 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def report_error(program: str, error: BaseException) -> int:
-    """Print an error as one line; returns the exit status: 2 for what the user can mend, 1 for a failed run.
-
-    UsageError and TrainingError are raised by all ranks together, so that rank 0 speaks for the job. Anything else
-    happened to one rank, which names itself.
-    """
-    if os.environ.get("ENGINE_TRACEBACK") == "1":
-        traceback.print_exception(error)
-    text = " ".join(str(error).split())
-    if isinstance(error, UsageError | DatasetError | TrainingError):
-        if launcher_rank() == 0:
-            print(f"{program}: {text}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, TrainingError) else 2
-    print(
-        f"{program}: rank {launcher_rank()} on {socket.gethostname()} failed with {type(error).__name__}: {text} "
-        "(ENGINE_TRACEBACK=1 shows where)",
-        file=sys.stderr,
-        flush=True,
-    )
-    return 1
-
-
 def run_on_all_ranks(program: str, session: Session, work: Callable[[], None]) -> int:
     """Run `work` on this rank; whatever it raises, no other rank is left waiting.
 
@@ -212,6 +200,8 @@ def run_on_all_ranks(program: str, session: Session, work: Callable[[], None]) -
 def _end_all_ranks_on_error(session: Session) -> None:
     """In a user's own script, let an exception that nobody catches end all ranks."""
     previous = sys.excepthook
+    if getattr(previous, "ends_all_ranks", False):
+        return  # init was called before
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         previous(kind, error, trace)
@@ -223,4 +213,5 @@ def _end_all_ranks_on_error(session: Session) -> None:
             )
             session.comm.Abort(1)
 
+    hook.ends_all_ranks = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -59,17 +59,19 @@ class RankClock:
     input_seconds: float = 0.0
     wait_seconds: float = 0.0
     _samples: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    _warm: set[tuple[int, int]] = field(default_factory=set)
+    _warm: set[int] = field(default_factory=set)
 
     def add(self, bound: int, rows: int, compute: float, input: float, wait: float) -> None:
         """Record a step: local batch of `rows` rows padded to `bound`; seconds of compute, input and wait."""
         self.compute_seconds += compute
         self.input_seconds += input
         self.wait_seconds += wait
-        # The first batch of a shape pays for memory and kernels that the later ones find in place.
-        if rows and (bound, rows) in self._warm:
+        if not rows:
+            return
+        # The first batch of a length pays for memory and kernels that the later ones find in place.
+        if bound in self._warm:
             self._samples[bound, rows].append(compute)
-        self._warm.add((bound, rows))
+        self._warm.add(bound)
 
     def take_timings(self) -> list[Timing]:
         """The samples since the last call, summed up per batch shape."""

@@ -15,7 +15,8 @@ PROGRAM = "engine.train"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit status."""
     prepare_environment()
-    from engine.session import init, report_error, run_on_all_ranks
+    from engine.command import report_error
+    from engine.session import init, run_on_all_ranks
 
     try:
         config = parse_train_config(arguments)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from native.shuffle import derive_key
 from torch import Tensor, nn
 
+from engine.balance import Decision
 from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
 from engine.errors import TrainingError
 from engine.exchange import Control, GradientExchange
 from engine.input import LocalBatch, Prefetcher, as_source
-from engine.log import Display
 from engine.plan import Plan
 from engine.precision import Precision
+from engine.progress import Hooks, Progress, epoch_event, shares_event
 from engine.rebalance import Rebalancer
 from engine.session import Session
 from engine.timing import ComputeTimer, RankClock
@@ -27,44 +28,6 @@ from engine.timing import ComputeTimer, RankClock
 _DROPOUT = 3  # purpose of a key
 _COLLECT_EVERY = 100
 """steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
-
-
-@dataclass
-class Progress:
-    """Where training stands, and the running sums of the epoch; the same on every rank."""
-
-    epoch: int = 0
-    """epochs done"""
-    step: int = 0
-    """steps done of the present epoch"""
-    total_steps: int = 0
-    loss: float = 0.0
-    weight: float = 0.0
-    rows: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    """steps left out because a float16 gradient overflowed, since training began"""
-
-    def start_epoch(self) -> None:
-        """One epoch more is done; the sums begin again."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.loss = self.weight = self.seconds = 0.0
-        self.rows = 0
-
-
-@dataclass
-class Hooks:
-    """What a trainer calls; every one may be left as it is."""
-
-    record: Callable[[dict[str, Any]], None] = lambda event: None
-    """takes the events of metrics.jsonl, on rank 0"""
-    validate: Callable[[Sequence[int]], dict[str, Any] | None] = lambda shares: None
-    """measures the model after an epoch, on all ranks together; takes the shares"""
-    save: Callable[[dict[str, Any] | None], None] = lambda figures: None
-    """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch"""
-    checkpoint_due: Callable[[int], bool] = lambda total_steps: False
-    """asked on rank 0 after each step"""
-    display: Display = field(default_factory=lambda: Display(active=False))
 
 
 class Trainer:
@@ -114,7 +77,22 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self._clip_norm, self._warmup_steps, self._log_every = clip_norm, warmup_steps, log_every
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
-        session.broadcast_state(model)
+        session.agree(
+            {
+                "plan": (plan.layout, plan.batch_size, plan.seed, plan.shuffle, plan.windows),
+                "parameters": [(n, tuple(p.shape), str(p.dtype)) for n, p in model.named_parameters()],
+                "kind of device": session.device.type,
+                "optimizer": type(optimizer).__name__,
+                "--precision": precision,
+                "--balance": balance,
+                "--rebalance-every": rebalance_every,
+                "--shares": tuple(shares),
+                "--rank-caps": tuple(rank_caps),
+                "--clip-norm": clip_norm,
+                "--warmup-steps": warmup_steps,
+            }
+        )
+        self._broadcast_weights()
         self._exchange = GradientExchange([p for p in model.parameters() if p.requires_grad], session)
         self._timer = ComputeTimer(session.device)
         self._clock = RankClock()
@@ -135,11 +113,20 @@ class Trainer:
         Raises:
             TrainingError: on every rank: a loss or gradient is not a finite number.
         """
+        self.session.agree({"epochs": epochs, "progress": self.progress.total_steps})
         source = as_source(data, self.plan, self.session.device)
         batches = Prefetcher(
-            self.plan, source, self.session.rank, self._schedule, self.progress.epoch, self.progress.step, epochs
+            self.plan,
+            source,
+            self.session.rank,
+            self._schedule,
+            self.progress.epoch,
+            self.progress.step,
+            epochs,
+            self.session.device,
         )
         self.model.train()
+        collecting = gc.isenabled()
         gc.disable()
         try:
             while self.progress.epoch < epochs:
@@ -155,13 +142,15 @@ class Trainer:
                             self.hooks.save(None)
                 self._end_epoch(batches)
         finally:
-            gc.enable()
+            if collecting:
+                gc.enable()
             batches.close()
 
     def _step(self, batches: Prefetcher) -> bool:
         """One step; whether a checkpoint is due after it."""
         began = time.perf_counter()
         batch = batches.next()
+        batch.hand_over()
         in_hand = time.perf_counter()
         self._timer.start()
         self._exchange.clear()
@@ -172,11 +161,11 @@ class Trainer:
         compute = self._timer.seconds()
         waited = max(0.0, time.perf_counter() - in_hand - compute)
         assert int(total.rows) == batch.whole.rows, "the ranks' slices do not make the global batch"
-        self._apply(total, batch, loss)
+        applied = self._apply(total, batch)
         if (self.progress.total_steps + 1) % _COLLECT_EVERY == 0:
             gc.collect()
         self._clock.add(batch.bound, batch.rows, compute, in_hand - began, waited)
-        self._count(total, time.perf_counter() - began)
+        self._count(total, time.perf_counter() - began, applied)
         return total.checkpoint > 0
 
     def _forward_backward(self, batch: LocalBatch) -> tuple[Tensor | float, Tensor | float]:
@@ -200,8 +189,8 @@ class Trainer:
         weight = float(batch.rows) if weights is None else weights.double().sum()
         return weighted.detach().double().sum(), weight
 
-    def _apply(self, total: Control, batch: LocalBatch, loss: Tensor | float) -> None:
-        """Make the summed gradient that of the weighted mean, clip it, and step; the same on every rank."""
+    def _apply(self, total: Control, batch: LocalBatch) -> bool:
+        """Make the summed gradient that of the weighted mean, clip it, and step; whether the step was made."""
         if total.weight > 0:
             factor = batch.whole.rows / total.weight / self.precision.scale
             if factor != 1.0:
@@ -209,34 +198,43 @@ class Trainer:
         norm = self._exchange.norm()
         finite = math.isfinite(norm) and not total.nonfinite
         if self.precision.overflowed(finite):
-            self.progress.skipped += 1
-            return
+            return False
         if not finite:
-            self._stop_nonfinite(loss)
+            self._stop_nonfinite(total)
         if self._clip_norm and norm > self._clip_norm:
             self._exchange.scale(self._clip_norm / norm)
-        rise = min(1.0, (self.progress.total_steps + 1) / self._warmup_steps) if self._warmup_steps else 1.0
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * rise
+        if self.progress.total_steps < self._warmup_steps:
+            self._set_rates((self.progress.total_steps + 1) / self._warmup_steps)
         self.optimizer.step()
+        return True
 
-    def _stop_nonfinite(self, loss: Tensor | float) -> None:
-        bad = self.session.comm.allgather(not math.isfinite(float(loss)))
-        ranks = ", ".join(str(rank) for rank, is_bad in enumerate(bad) if is_bad)
-        what = f"the loss of rank {ranks} is" if ranks else "the gradient is"
+    def _set_rates(self, part: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * part
+
+    def _stop_nonfinite(self, total: Control) -> None:
+        what = "the gradient is"
+        if total.nonfinite:
+            where = (
+                f"rank {int(total.nonfinite_ranks) - 1}" if total.nonfinite == 1 else f"{int(total.nonfinite)} ranks"
+            )
+            what = f"the loss of {where} is"
         raise TrainingError(
-            f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not "
-            "applied; the last checkpoint is good: lower --learning-rate or set --clip-norm, then resume"
+            f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not applied; the last "
+            "checkpoint is good: resume from it with a lower --learning-rate or --clip-norm"
         )
 
-    def _count(self, total: Control, seconds: float) -> None:
+    def _count(self, total: Control, seconds: float, applied: bool) -> None:
         progress = self.progress
         progress.step += 1
         progress.total_steps += 1
-        progress.loss += total.loss
-        progress.weight += total.weight
         progress.rows += int(total.rows)
         progress.seconds += seconds
+        if applied:
+            progress.loss += total.loss
+            progress.weight += total.weight
+        else:
+            progress.skipped += 1
         mean = total.loss / total.weight if total.weight else 0.0
         self.hooks.display.step(mean)
         if self.session.root and progress.total_steps % self._log_every == 0:
@@ -250,55 +248,45 @@ class Trainer:
         decision = self.rebalancer.decide(self._clock)
         if decision.changed:
             batches.set_shares(decision.shares)
-            self._record_shares(decision.reason, decision.predicted_gain)
+            self._record_shares(decision)
 
     def _end_epoch(self, batches: Prefetcher) -> None:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
+        self._keep_replicas_equal()
         shares = self.shares
         figures = self.hooks.validate(shares)
-        totals = self.session.comm.gather(self._clock.totals(), root=0)
+        clocks = self.session.comm.gather(self._clock.totals(), root=0)
         decision = self.rebalancer.decide(self._clock)
-        if self.session.root:
-            assert totals is not None
-            compute, read, wait = (list(column) for column in zip(*totals, strict=True))
-            progress = self.progress
-            self.hooks.record(
-                {
-                    "event": "epoch",
-                    "step": progress.total_steps,
-                    "epoch": progress.epoch + 1,
-                    "train_loss": progress.loss / progress.weight if progress.weight else 0.0,
-                    "validation": figures,
-                    "seconds": progress.seconds,
-                    "rows": progress.rows,
-                    "rows_per_second": progress.rows / progress.seconds,
-                    "skipped_steps": progress.skipped,
-                    "shares": list(shares),
-                    "compute_seconds": compute,
-                    "input_seconds": read,
-                    "wait_seconds": wait,
-                }
-            )
-            self._record_shares(decision.reason, decision.predicted_gain)
+        if clocks is not None:
+            self.hooks.record(epoch_event(self.progress, figures, shares, clocks))
+            self._record_shares(decision)
         batches.set_shares(decision.shares)
         self.progress.start_epoch()
         self._clock.start_epoch()
         self._schedule = batches.schedule()
         self.hooks.save(figures or {})
 
-    def _record_shares(self, reason: str, gain: float) -> None:
+    def _record_shares(self, decision: Decision) -> None:
         if self.session.root:
-            self.hooks.record(
-                {
-                    "event": "shares",
-                    "step": self.progress.total_steps,
-                    "bucket": None,
-                    "shares": list(self.shares),
-                    "reason": reason,
-                    "predicted_gain": gain,
-                }
-            )
+            event = shares_event(self.progress.total_steps, decision.shares, decision.reason, decision.predicted_gain)
+            self.hooks.record(event)
+
+    def _keep_replicas_equal(self) -> None:
+        """Give all ranks rank 0's state where unlike hardware has rounded the same updates differently."""
+        digests = self.session.comm.allgather(weights_digest(self.model))
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if not different:
+            return
+        self._broadcast_weights()
+        if self.session.root:
+            step = self.progress.total_steps
+            self.hooks.record({"event": "resync", "step": step, "ranks": different})
+
+    def _broadcast_weights(self) -> None:
+        """Rank 0's parameters, buffers and optimiser state, to all."""
+        tensors = [*self.model.state_dict().values(), *optimizer_state(self.optimizer)[0].values()]
+        self.session.broadcast(tensors)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training goes on from: tensors and plain values. Collective (the ranks' timings)."""
@@ -311,7 +299,6 @@ class Trainer:
             "clocks": self.session.comm.allgather(self._clock.totals()),
             "optimizer": optimizer_values,
             "precision": self.precision.state(),
-            "weights_digest": weights_digest(self.model),
         }
 
     def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -323,6 +310,7 @@ class Trainer:
         load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
         self.precision.load_state(values["precision"])
         self.progress = Progress(**values["progress"])
+        self._set_rates(1.0)  # the rates of this run, not those that the checkpoint was trained with
         if self.rebalancer.resume(values["schedule"]):
             self._schedule = values["schedule"]
         if len(values["clocks"]) == self.session.size:

@@ -43,7 +43,7 @@ def measure(
     classes = loss.classes
     plan = Plan(layout=data.layout, batch_size=batch_size, seed=0, shuffle=False)
     source = ReviewSource(data, plan, partial(classes_of, classes=classes), device)
-    batches = Prefetcher(plan, source, rank, [tuple(shares or (batch_size,))], epoch=0, step=0, epochs=1)
+    batches = Prefetcher(plan, source, rank, [tuple(shares or (batch_size,))], epoch=0, step=0, epochs=1, device=device)
     totals = np.zeros(2 + classes * classes)
     was_training = model.training
     model.eval()
@@ -51,6 +51,7 @@ def measure(
         with torch.inference_mode():
             for _ in range(plan.steps_per_epoch):
                 batch = batches.next()
+                batch.hand_over()
                 if batch.rows:
                     totals += _count(model, loss, batch.inputs, batch.target)
     finally:

@@ -25,8 +25,8 @@ from mr.pack import pack
 from mr.progress import Progress
 from mr.records import NUMBER, QUARANTINE, WORD, decode_words, merge_sorted, read_all, read_quarantine
 from mr.settings import Settings
-from native.format import COUNT_FIELDS, FIRST_WORD_ID
-from native.text import SPLITS
+from native.format import COUNT_FIELDS
+from native.text import FIRST_WORD_ID, SPLITS
 from native.writer import DatasetWriter
 
 QUARANTINE_FILE = "quarantine.jsonl"

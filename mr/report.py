@@ -30,7 +30,7 @@ def _counts(manifest: Mapping[str, Any]) -> list[str]:
 def _splits(manifest: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{'split':<12}{'rows':>12}"
-        + "".join(f"{f'{stars} stars':>10}" for stars in range(1, 6))
+        + "".join(f"{f'{stars} star' + 's' * (stars > 1):>10}" for stars in range(1, 6))
         + f"{'padding':>10}{'unknown words':>16}"
     ]
     statistics = manifest["statistics"]

@@ -18,9 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from native.codecs import load_codecs
 from native.format import (
-    FIRST_WORD_ID,
     MANIFEST,
-    SPLITS,
     BucketShape,
     ChunkIndex,
     DatasetError,
@@ -30,6 +28,7 @@ from native.format import (
     read_vocabulary,
 )
 from native.reader import CHECKSUM_FAULT, FAULTS, ROW_CHECKSUM_FAULT, ChunkCache, ChunkFault
+from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CACHE_BYTES = 512 << 20
 
@@ -53,9 +52,11 @@ class BatchBuffer:
     """Memory for batches of up to `rows` rows of up to `bound` tokens, reused from batch to batch."""
 
     def __init__(self, rows: int, bound: int) -> None:
-        self._tokens = np.zeros(rows * bound, np.int32)  # zeros: pages are touched now, not in the first batch
-        self._lengths = np.zeros(rows, np.int32)
-        self._stars = np.zeros(rows, np.uint8)
+        self._tokens = np.empty(rows * bound, np.int32)
+        self._lengths = np.empty(rows, np.int32)
+        self._stars = np.empty(rows, np.uint8)
+        for array in (self._tokens, self._lengths, self._stars):
+            array.fill(0)  # the pages are touched now, not in the first batch
 
     def view(self, rows: int, bound: int) -> Batch:
         """A batch of this shape in the buffer's memory; it replaces what the buffer held."""
@@ -174,9 +175,10 @@ class Dataset:
 
     def close(self) -> None:
         """Close the files; reading afterwards is an error."""
-        self._caches = []
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        with self._lock:
+            self._caches = []
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
     def _open_part(self, part: dict[str, Any]) -> list[ChunkIndex]:
         path = self.folder / part["path"]

@@ -27,12 +27,14 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from native.text import SPLITS
+
 FORMAT_NAME = "reviews-hdf5"
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 VOCABULARY = "vocabulary.txt"
-SPLITS = ("train", "validation", "test")
-FIRST_WORD_ID = 2
+MAX_BOUND = 9_999
+MAX_CHUNK_ROWS = 1 << 20
 COUNT_FIELDS = ("lines", "kept", "duplicates", "empty", "malformed", "without_rating")
 
 
@@ -51,11 +53,6 @@ class BucketShape:
     """rows of a full chunk; only the last chunk of the bucket may have fewer"""
     row_bytes: int
     """bytes of one decoded row"""
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks, the short one included."""
-        return -(-self.rows // self.chunk_rows)
 
 
 @dataclass(frozen=True)
@@ -229,9 +226,55 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [field for field in (*_DIGEST_FIELDS, "digest", "counts") if field not in manifest]
     if missing:
         raise DatasetError(f"{path}: the fields {', '.join(missing)} are missing; the dataset must be made again")
+    problem = _problem_of(manifest)
+    if problem:
+        raise DatasetError(f"{path}: {problem}; the dataset must be made again")
     if json_digest({field: manifest[field] for field in _DIGEST_FIELDS}) != manifest["digest"]:
         raise DatasetError(f"{path}: its digest does not fit its content: the file was changed or damaged")
     return manifest
+
+
+def _problem_of(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values that sizes are computed from; None when nothing is."""
+    bounds, parts, splits = manifest["bucket_bounds"], manifest["parts"], manifest["splits"]
+    if not _is_count(manifest["chunk_rows"], 1, MAX_CHUNK_ROWS):
+        return f"chunk_rows {manifest['chunk_rows']!r} is not a number from 1 to {MAX_CHUNK_ROWS}"
+    if not isinstance(bounds, list) or not bounds or not all(_is_count(bound, 1, MAX_BOUND) for bound in bounds):
+        return f"bucket_bounds must be numbers from 1 to {MAX_BOUND}"
+    if bounds != sorted(set(bounds)):
+        return "bucket_bounds do not ascend"
+    if manifest["token_type"] not in ("uint16", "uint32"):
+        return f"token_type {manifest['token_type']!r} is neither uint16 nor uint32"
+    vocabulary = manifest["vocabulary"]
+    if not isinstance(vocabulary, dict) or not _is_count(vocabulary.get("words"), 0, (1 << 31) - 3):
+        return "vocabulary has no usable number of words"
+    if not isinstance(splits, dict) or any(not _is_split(splits.get(split), len(bounds)) for split in SPLITS):
+        return "splits must give rows, bucket_rows and stars of train, validation and test"
+    keys = ("path", "digest", "index_digest")
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and all(isinstance(part.get(key), str) for key in keys) for part in parts
+    ):
+        return "parts must each have path, digest and index_digest"
+    for part in parts:
+        split, _, name = part["path"].partition("/")
+        if split not in SPLITS or not name or "/" in name or name.startswith("."):
+            return f"the part {part['path']!r} does not lie in a split's folder"
+    missing = [split for split in SPLITS if not any(part["path"].startswith(f"{split}/") for part in parts)]
+    return f"{missing[0]} has no part" if missing else None
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_split(value: Any, buckets: int) -> bool:
+    if not isinstance(value, dict):
+        return False
+    lists = (value.get("bucket_rows"), buckets), (value.get("stars"), 5)
+    return _is_count(value.get("rows"), 0, 1 << 62) and all(
+        isinstance(found, list) and len(found) == size and all(_is_count(item, 0, 1 << 62) for item in found)
+        for found, size in lists
+    )
 
 
 def read_vocabulary(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

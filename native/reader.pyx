@@ -5,6 +5,7 @@ No libhdf5, no GIL and no Python object per row. A `ChunkCache` serves one bucke
 caller's buffers, loading the chunks it needs: pread, XXH3 of the stored bytes, LZ4, range checks. The least
 recently used chunk makes room for the next. One thread at a time may call a cache (the Dataset holds a lock).
 """
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -85,6 +86,8 @@ cdef bint read_exactly(int descriptor, void* target, int64_t size, int64_t offse
     cdef Py_ssize_t got
     while done < size:
         got = pread(descriptor, <char*>target + done, size - done, offset + done)
+        if got < 0 and errno == EINTR:
+            continue
         if got <= 0:
             return False
         done += got
@@ -122,7 +125,7 @@ cdef class ChunkCache:
     """
 
     cdef readonly int64_t bound, rows, chunk_rows, chunks, slots
-    cdef readonly int64_t chunks_decoded, bytes_read
+    cdef readonly int64_t chunks_decoded
     cdef int64_t token_bytes, ids, clock, used
     cdef lz4_function lz4
     cdef xxh3_function xxh3
@@ -138,6 +141,8 @@ cdef class ChunkCache:
     cdef int64_t scratch_size
 
     def __cinit__(self, *, bound, rows, chunk_rows, wide, ids, slots, codecs, index, fallback):
+        if not (1 <= bound <= 9_999 and 1 <= chunk_rows <= 1 << 20 and 0 <= rows <= 1 << 48):
+            raise ValueError(f"impossible sizes: bound {bound}, chunk_rows {chunk_rows}, rows {rows}")
         self.bound, self.rows, self.chunk_rows = bound, rows, chunk_rows
         self.chunks = (rows + chunk_rows - 1) // chunk_rows
         self.token_bytes = 4 if wide else 2
@@ -168,11 +173,6 @@ cdef class ChunkCache:
                 free(self.blocks[slot])
             free(self.blocks)
         free(self.scratch)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of decoded chunks held now."""
-        return self.used * self.block_bytes()
 
     cdef int64_t block_bytes(self) noexcept nogil:
         # tokens, then lengths (uint16), then stars (uint8)
@@ -296,7 +296,6 @@ cdef class ChunkCache:
             return SHORT_READ
         if not read_exactly(self.descriptors[chunk], stored, size, self.offsets[chunk]):
             return SHORT_READ
-        self.bytes_read += size
         if self.xxh3(stored, size) != self.checksums[chunk]:
             return CHECKSUM
         if self.compressed[chunk]:

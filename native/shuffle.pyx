@@ -13,6 +13,14 @@ from libc.stdlib cimport free, malloc
 
 import numpy as np
 
+ctypedef struct Feistel:
+    # A keyed permutation of [0, size): an alternating Feistel network on `left + right` bits with cycle walking.
+    uint64_t size
+    int left_bits
+    int right_bits
+    uint64_t[8] keys
+
+
 cdef enum:
     ROUNDS = 8
     # Small domains walk inside a domain of at least 2^10: a Feistel network on very few bits is not uniform.

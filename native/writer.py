@@ -17,11 +17,9 @@ import xxhash
 from native.files import sync, write_durably
 from native.format import (
     COUNT_FIELDS,
-    FIRST_WORD_ID,
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST,
-    SPLITS,
     VOCABULARY,
     DatasetError,
     file_digest,
@@ -30,6 +28,7 @@ from native.format import (
     part_rows,
     read_chunk_index,
 )
+from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CHUNK_ROWS = 2048
 PART_BYTES = 256 << 20

@@ -129,8 +129,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     assert path.name == "step-00000005"
     assert checkpoint.values["progress"]["total_steps"] == 5
     assert "step-00000009" in problems[0]
-    folder.drop_after(5)
-    assert names(tmp_path) == ["step-00000005"]
+    assert not folder.go_on_from(5, None)
+    assert names(tmp_path) == ["last", "step-00000005"]
+
+
+def test_going_on_from_an_earlier_step_drops_what_is_later_and_points_again(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        folder.save(example(step), step, best=step < 3)
+    (tmp_path / ".step-00000004.77.part").write_bytes(b"a killed save")
+    assert folder.go_on_from(1, 1)
+    assert names(tmp_path) == ["best", "last", "step-00000001"]
+    assert {os.readlink(tmp_path / link) for link in ("last", "best")} == {"step-00000001"}
+    assert not folder.go_on_from(0, None)
+    assert names(tmp_path) == []
 
 
 def test_a_failed_write_leaves_the_earlier_one(tmp_path, monkeypatch):

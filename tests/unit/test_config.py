@@ -19,7 +19,7 @@ FROZEN = {
     "rank_caps": (),
     "resume": "auto",
     "checkpoint_every": 0,
-    "checkpoint_minutes": 0.0,
+    "checkpoint_minutes": 10.0,
     "keep_checkpoints": 3,
     "log_every": 50,
     "device": "auto",
@@ -62,7 +62,8 @@ def test_every_option_explains_itself(capsys):
     for name in [*FROZEN, *FROZEN["model"]]:
         if name != "model":
             assert "--" + name.replace("_", "-") in text
-    assert text.count("default:") >= len(FROZEN) + len(FROZEN["model"]) - 4
+    assert text.count("(default:") == len(FROZEN) + len(FROZEN["model"]) - 5  # not data, out, shares, caps and model
+    assert "default: None" not in text
 
 
 def test_shares_imply_balance_off():

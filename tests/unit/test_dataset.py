@@ -354,7 +354,18 @@ def test_an_unusable_dataset_is_told_in_words(folder, break_it, message):
     [
         ("version", 2, "format version 2"),
         ("chunk_rows", 32, "digest"),
-        ("parts", [], "digest"),
+        ("parts", [], "train has no part"),
+        ("parts", "text", "parts must each have"),
+        ("parts", [{"path": "../../etc/part", "digest": "", "index_digest": ""}], "does not lie in a split's folder"),
+        ("chunk_rows", 4854406335186724113, "chunk_rows"),  # times the row size it would overflow to a small number
+        ("chunk_rows", 0, "chunk_rows"),
+        ("chunk_rows", "64", "chunk_rows"),
+        ("bucket_bounds", [16, 8], "do not ascend"),
+        ("bucket_bounds", [8, 1 << 40], "bucket_bounds"),
+        ("bucket_bounds", [], "bucket_bounds"),
+        ("token_type", "float64", "token_type"),
+        ("vocabulary", {"words": -1}, "number of words"),
+        ("splits", {"train": {}}, "splits must give"),
     ],
 )
 def test_a_changed_manifest_is_found(folder, field, value, message):

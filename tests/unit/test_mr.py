@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from mr import sample
 from mr.cli import main
 from mr.options import parse_options
 from mr.stopwords import ENGLISH
-from native.format import FIRST_WORD_ID, read_manifest, read_vocabulary
-from native.text import SPLITS, Encoder, TextSettings, split_of, text_digest, tokenize
+from native.format import read_manifest, read_vocabulary
+from native.text import FIRST_WORD_ID, SPLITS, Encoder, TextSettings, split_of, text_digest, tokenize
 
 h5py = pytest.importorskip("h5py")
 ROOT = Path(__file__).parents[2]
@@ -340,8 +339,8 @@ def test_the_command_from_anywhere_and_killed(tmp_path):
     command = [sys.executable, "-m", "mr", "big.json", "--out", "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
-    while "cleaning" not in running.stderr.readline():
-        time.sleep(0.01)
+    while "cleaning" not in (line := running.stderr.readline()):
+        assert line, "it ended before it began to clean"
     running.terminate()
     assert running.wait(30) != 0
     assert "Traceback" not in running.stderr.read()

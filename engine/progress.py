@@ -1,0 +1,84 @@
+"""Where training stands, what it tells on the way, and the events it records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.log import Display
+
+
+@dataclass
+class Progress:
+    """Where training stands, and the running sums of the epoch; the same on every rank."""
+
+    epoch: int = 0
+    """epochs done"""
+    step: int = 0
+    """steps done of the present epoch"""
+    total_steps: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    """steps left out because a float16 gradient overflowed, since training began"""
+
+    def start_epoch(self) -> None:
+        """One epoch more is done; the sums begin again."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss = self.weight = self.seconds = 0.0
+        self.rows = 0
+
+
+@dataclass
+class Hooks:
+    """What a trainer calls; every one may be left as it is."""
+
+    record: Callable[[dict[str, Any]], None] = lambda event: None
+    """takes the events of metrics.jsonl, on rank 0"""
+    validate: Callable[[Sequence[int]], dict[str, Any] | None] = lambda shares: None
+    """measures the model after an epoch, on all ranks together; takes the shares"""
+    save: Callable[[dict[str, Any] | None], None] = lambda figures: None
+    """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch"""
+    checkpoint_due: Callable[[int], bool] = lambda total_steps: False
+    """asked on rank 0 after each step"""
+    display: Display = field(default_factory=lambda: Display(active=False))
+
+
+def shares_event(step: int, shares: Sequence[int], reason: str, gain: float) -> dict[str, Any]:
+    """The "shares" event: rows of a full batch per rank from about this step on, in every bucket."""
+    return {
+        "event": "shares",
+        "step": step,
+        "bucket": None,
+        "shares": list(shares),
+        "reason": reason,
+        "predicted_gain": gain,
+    }
+
+
+def epoch_event(
+    progress: Progress,
+    validation: dict[str, Any] | None,
+    shares: Sequence[int],
+    clocks: Sequence[tuple[float, float, float]],
+) -> dict[str, Any]:
+    """The "epoch" event, from the running sums and each rank's seconds of compute, input and wait."""
+    compute, read, wait = (list(column) for column in zip(*clocks, strict=True))
+    return {
+        "event": "epoch",
+        "step": progress.total_steps,
+        "epoch": progress.epoch + 1,
+        "train_loss": progress.loss / progress.weight if progress.weight else 0.0,
+        "validation": validation,
+        "seconds": progress.seconds,
+        "rows": progress.rows,
+        "rows_per_second": progress.rows / progress.seconds,
+        "skipped_steps": progress.skipped,
+        "shares": list(shares),
+        "compute_seconds": compute,
+        "input_seconds": read,
+        "wait_seconds": wait,
+    }

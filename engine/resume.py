@@ -1,0 +1,75 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
+from engine.config import TrainConfig
+from engine.errors import CheckpointError, UsageError
+from engine.log import Display
+from engine.session import Session
+
+
+def find_checkpoint(
+    config: TrainConfig, session: Session, folder: CheckpointFolder, dataset_digest: str, display: Display
+) -> Checkpoint | None:
+    """The checkpoint to go on from; rank 0 reads it for all, so that RUN need not be on a shared disk. Collective.
+
+    Raises:
+        UsageError: on every rank: --resume forbids it, none is usable, or it belongs to another run or dataset.
+    """
+    found: tuple[Path, Checkpoint] | None = None
+    problem: Exception | None = None
+    if session.root:
+        try:
+            found = _read(config, folder, display)
+            if found is not None:
+                _check(config, *found, dataset_digest)
+        except UsageError as error:
+            problem = error
+    session.together(problem)
+    if found is not None:
+        progress = found[1].values["progress"]
+        display.say(
+            f"{config.out}: going on from {found[0]} (step {progress['total_steps']}, {progress['epoch']} epochs done)"
+        )
+    checkpoint: Checkpoint | None = session.comm.bcast(found[1] if found else None, root=0)
+    return checkpoint
+
+
+def _read(config: TrainConfig, folder: CheckpointFolder, display: Display) -> tuple[Path, Checkpoint] | None:
+    if config.resume == "never":
+        if folder.steps():
+            raise UsageError(
+                f"{config.out}: holds checkpoints, and --resume never would overwrite them; name another --out, or "
+                "leave --resume out to go on"
+            )
+        return None
+    if config.resume == "auto":
+        path, checkpoint, problems = folder.latest_good()
+        for text in problems:
+            display.say(f"warning: {text}")
+        if checkpoint is None and problems:
+            raise CheckpointError(
+                f"{folder.folder}: none of its checkpoints is usable; name another --out to start over"
+            )
+        return None if path is None or checkpoint is None else (path, checkpoint)
+    path = Path(config.resume)
+    checkpoint = load_checkpoint(path)
+    if folder.steps() and path.resolve().parent != folder.folder.resolve():
+        # It would cut this run's metrics and checkpoints at a step of another run.
+        raise UsageError(
+            f"--resume {path}: lies outside {config.out}, which holds checkpoints of its own; name another --out"
+        )
+    return path, checkpoint
+
+
+def _check(config: TrainConfig, path: Path, checkpoint: Checkpoint, dataset_digest: str) -> None:
+    different = config.differences(checkpoint.values["config"])
+    if checkpoint.values["dataset_digest"] != dataset_digest:
+        different.append(f"--data {config.data} is another dataset than the checkpoint's")
+    if different:
+        raise CheckpointError(
+            f"{path}: cannot go on from it: {'; '.join(different)}; give the same options, or another --out"
+        )
