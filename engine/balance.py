@@ -16,7 +16,9 @@ import numpy as np
 MIN_GAIN = 0.02
 """a predicted gain below this is not worth a change"""
 NOISE_SIGMAS = 3.0
-"""nor is one below this many standard errors of the timings"""
+"""nor is one below this many standard errors of the timings,"""
+MAX_THRESHOLD = 0.25
+"""unless it is above this: noise that looks like half the speed is most often a rank that stalls"""
 
 
 PRIOR_SCATTER = 0.15
@@ -45,9 +47,9 @@ class Timing:
     """rows of the rank's local batch"""
     steps: int
     seconds: float
-    """median compute seconds of a step"""
+    """mean compute seconds of a step"""
     spread: float
-    """median absolute deviation of the steps' seconds"""
+    """standard deviation of the steps' seconds"""
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,10 @@ def _relative_error(timings: Sequence[Timing]) -> float:
     """
     steps = sum(timing.steps for timing in timings)
     known = [timing for timing in timings if timing.steps > 1 and timing.seconds > 0]
-    # For normal noise 1.4826 turns a median absolute deviation into a standard deviation.
-    scatter = math.fsum((timing.steps - 1) * (1.4826 * timing.spread / timing.seconds) ** 2 for timing in known)
+    scatter = math.fsum((timing.steps - 1) * (timing.spread / timing.seconds) ** 2 for timing in known)
     freedom = sum(timing.steps - 1 for timing in known)
     variance = (scatter + PRIOR_STEPS * PRIOR_SCATTER**2) / (freedom + PRIOR_STEPS)
-    # 1.2533: how much larger the standard error of a median is than that of a mean
-    return 1.2533 * math.sqrt(variance / steps)
+    return math.sqrt(variance / steps)
 
 
 def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Sequence[int] | None = None) -> Decision:
@@ -210,7 +210,7 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
     before = max(cost(rows) for cost, rows in zip(costs, shares, strict=True))
     after = max(cost(rows) for cost, rows in zip(costs, chosen, strict=True))
     gain = max(0.0, 1 - after / before) if before else 0.0
-    threshold = max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known))
+    threshold = min(max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known)), MAX_THRESHOLD)
     if gain < threshold or chosen == tuple(shares):
         reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
         return Decision(tuple(shares), False, reason, gain)

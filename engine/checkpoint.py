@@ -164,15 +164,19 @@ class CheckpointFolder:
             old.unlink()
         return path
 
-    def latest_good(self) -> tuple[Path | None, Checkpoint | None, list[str]]:
-        """The latest checkpoint that is whole, and a message for each later one that is not."""
-        problems: list[str] = []
+    def latest_good(self) -> tuple[Path | None, Checkpoint | None, list[tuple[Path, str]]]:
+        """The latest checkpoint that is whole, and for each later one that is not its path and a message."""
+        problems: list[tuple[Path, str]] = []
         for path in self.steps():
             try:
                 return path, load_checkpoint(path), problems
             except CheckpointError as error:
-                problems.append(str(error))
+                problems.append((path, str(error)))
         return None, None, problems
+
+    def set_aside(self, path: Path) -> None:
+        """Take an unusable checkpoint out of the way, without losing it."""
+        path.replace(path.with_name(f"unusable-{path.name}"))
 
     def go_on_from(self, step: int, best_step: int | None) -> bool:
         """Remove what belongs to later steps, and files that a killed save left; point `last` and `best` again.

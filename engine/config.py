@@ -151,6 +151,8 @@ class TrainConfig:
             "clip_norm",
         ):
             _require(getattr(self, name) >= 0, name, "at least 0")
+        _require(self.batch_size < 1 << 31, "batch_size", "below 2^31")
+        _require(self.threads <= 1024, "threads", "at most 1024")
         _require(0 <= self.seed < 1 << 63, "seed", "at least 0 and below 2^63")
         _require(self.learning_rate > 0, "learning_rate", "above 0")
         for item in fields(self):
@@ -250,7 +252,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, (), False) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False or action.default == ()
+        return action.help if silent else super()._get_help_string(action)
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -75,8 +75,9 @@ class ReviewSource:
         self._by_bucket = plan.layout == tuple(data.layout)
         if not self._by_bucket:
             _check_own_rows(plan, len(data))
+        most = min(plan.batch_size, max(shape.rows for shape in plan.layout))
         # Those read ahead, the one being read, and the one that the trainer computes on.
-        self._buffers = deque(BatchBuffer(plan.batch_size, max(data.bounds)) for _ in range(READ_AHEAD + 2))
+        self._buffers = deque(BatchBuffer(most, max(data.bounds)) for _ in range(READ_AHEAD + 2))
 
     def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
         self._buffers.rotate(1)

@@ -26,16 +26,10 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_finite(event)) + "\n")
 
-    def last(self) -> dict[str, Any]:
-        """The last whole event; empty without one."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        for line in reversed(lines):
-            try:
-                event: dict[str, Any] = json.loads(line)
-            except ValueError:
-                continue
-            return event
-        return {}
+    def ended(self) -> bool:
+        """Whether the last line is a whole "end" event."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        return bool(lines) and lines[-1].startswith(b'{"event": "end"') and lines[-1].endswith(b"}\n")
 
     def cut(self, step: int | None) -> None:
         """Keep what was recorded up to a step, drop the rest and a torn last line; None drops all."""
@@ -47,7 +41,8 @@ class MetricsFile:
                 event = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n") or event.get("step", 0) > (step or 0):
+            whole = line.endswith(b"\n") and isinstance(event, dict)
+            if not whole or event.get("step", 0) > (step or 0):
                 break
             if event.get("event") != "end":  # the run goes on
                 kept.append(line)

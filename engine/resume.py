@@ -29,11 +29,6 @@ def find_checkpoint(
         except UsageError as error:
             problem = error
     session.together(problem)
-    if found is not None:
-        progress = found[1].values["progress"]
-        display.say(
-            f"{config.out}: going on from {found[0]} (step {progress['total_steps']}, {progress['epoch']} epochs done)"
-        )
     checkpoint: Checkpoint | None = session.comm.bcast(found[1] if found else None, root=0)
     return checkpoint
 
@@ -48,12 +43,11 @@ def _read(config: TrainConfig, folder: CheckpointFolder, display: Display) -> tu
         return None
     if config.resume == "auto":
         path, checkpoint, problems = folder.latest_good()
-        for text in problems:
-            display.say(f"warning: {text}")
-        if checkpoint is None and problems:
-            raise CheckpointError(
-                f"{folder.folder}: none of its checkpoints is usable; name another --out to start over"
-            )
+        for bad, text in problems:
+            folder.set_aside(bad)
+            display.say(f"warning: {text} (set aside as unusable-{bad.name})")
+        if problems and path is None:
+            display.say(f"warning: {folder.folder}: no usable checkpoint is left, so training starts over")
         return None if path is None or checkpoint is None else (path, checkpoint)
     path = Path(config.resume)
     checkpoint = load_checkpoint(path)

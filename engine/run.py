@@ -78,9 +78,14 @@ class Run:
                 f"{self.out}: finished already, {progress.epoch} of {config.epochs} epochs are done; "
                 "nothing to do (a larger --epochs goes on)"
             )
-            if session.root and self._metrics.last().get("event") != "end":
-                self._record_end("finished")  # the run was ended between its last checkpoint and this line
+            if session.root and not self._metrics.ended():
+                # The run was ended between its last checkpoint and this line.
+                self._metrics.cut(progress.total_steps)
+                self._record_end("finished")
             return
+        if progress.total_steps:
+            done = f"{progress.epoch} of {config.epochs} epochs done"
+            self._display.say(f"{self.out}: going on from step {progress.total_steps}, {done}")
         if session.root:
             self._prepare_out(progress.total_steps)
         self._record_start()

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; nothing was written: check space and permissions", 1)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
     print(report(manifest), end="")
     if manifest["counts"]["malformed"]:
         print(f"malformed lines, with reasons: {options.out / QUARANTINE_FILE}")

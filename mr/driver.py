@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +82,10 @@ def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
 def _work_folder(out: Path) -> Iterator[Path]:
     """A folder for everything temporary, removed at the end, whatever the end is."""
     parent = Path(os.environ.get("TMPDIR") or next(path for path in out.absolute().parents if path.is_dir()))
+    if "#" in str(parent):
+        raise UsageError(
+            f"{parent}: mrjob cannot work in a folder whose path holds '#'; choose another --out, or set TMPDIR"
+        )
     try:
         work = Path(tempfile.mkdtemp(prefix=".mr-", dir=parent))
     except OSError as error:
@@ -225,7 +231,10 @@ def _write_dataset(
 
 def _write_quarantine(options: Options, counts: Path) -> None:
     with (options.out / QUARANTINE_FILE).open("w", encoding="ascii") as stream:
-        for key, value in merge_sorted(counts, QUARANTINE):
+        # One line of a JSON array can hold several records; their order must not depend on the runner.
+        for key, value in (
+            pair for _, group in groupby(merge_sorted(counts, QUARANTINE), itemgetter(0)) for pair in sorted(group)
+        ):
             file, line, reason, start = read_quarantine(key, value)
             entry = {"file": options.inputs[file].name, "line": line, "reason": reason, "start": start}
             stream.write(json.dumps(entry) + "\n")

@@ -13,6 +13,13 @@ from jobs import command, events, ranks_of, run, start, wait_until
 from tests.synthetic import write_dataset
 
 
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "data"
@@ -62,7 +69,7 @@ def test_killing_a_rank_ends_all_and_the_run_goes_on_bit_for_bit(data, undisturb
     output, _ = job.communicate(timeout=60)
     assert job.returncode != 0
     assert "signal 9" in output
-    assert not [process for process in ranks if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    wait_until(lambda: not any(alive(process) for process in ranks), "the end of all ranks")
     assert not [event for event in events(out) if event["event"] == "end"]
     done = run(*command(3, *options(data, out)))
     assert done.returncode == 0, done.stdout + done.stderr

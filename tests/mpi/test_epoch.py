@@ -91,7 +91,7 @@ class Slowed(torch.nn.Module):
 def train_slowed(dataset, session, per_row: float, slow_input: float = 0.0, **options: Any) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     with engine.open(dataset) as data:
-        model, plan = Slowed(per_row), make_plan(data)
+        model, plan = Slowed(per_row), make_plan(data, 2 * BATCH)
         source = ReviewSource(data, plan)
 
         def delayed(bucket: int, rows: np.ndarray) -> Any:
@@ -116,7 +116,7 @@ def test_a_rank_slowed_threefold_gets_less_than_half_of_the_others(session, data
         pytest.skip("one rank has nobody to share with")
     slow = session.size - 1
     events = train_slowed(
-        dataset, session, 0.003 if session.rank == slow else 0.001, balance=balance, rebalance_every=6
+        dataset, session, 0.006 if session.rank == slow else 0.002, balance=balance, rebalance_every=4
     )
     epochs = [event for event in events if event["event"] == "epoch"]
     for event in epochs[1:]:

@@ -100,6 +100,8 @@ def test_repeated_decisions_converge_on_equal_times_though_batches_have_a_fixed_
 def test_an_even_cluster_is_left_alone_and_noise_is_not_acted_on():
     assert not decide([timings(100, 1e-3), timings(100, 1.01e-3)], (100, 100)).changed
     noisy = [timings(100, 1e-3, spread=0.5, steps=4), timings(100, 1.1e-3, spread=0.5, steps=4)]
+    few = [timings(100, 1e-3, steps=1), timings(100, 1.25e-3, steps=1)]
+    assert not decide(few, (100, 100)).changed
     assert not decide(noisy, (100, 100)).changed
     assert decide([timings(100, 1e-3), timings(100, 1.1e-3)], (100, 100)).changed
 
@@ -119,3 +121,8 @@ def test_short_batches_do_not_decide_a_ranks_speed():
     full = timings(100, 1e-3)
     cost, _ = fit_cost([*full, Timing(8, 3, 1, 5.0, 0.0)])
     assert cost.per_row == pytest.approx(1e-3)
+
+
+def test_a_rank_that_stalls_in_some_steps_is_slow_though_its_steps_scatter_widely():
+    throttled = [Timing(8, 100, 30, 2.4, 2.9)]
+    assert decide([[Timing(8, 100, 30, 0.8, 0.01)], throttled], (100, 100)).shares[1] < 67

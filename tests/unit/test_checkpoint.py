@@ -128,9 +128,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     path, checkpoint, problems = folder.latest_good()
     assert path.name == "step-00000005"
     assert checkpoint.values["progress"]["total_steps"] == 5
-    assert "step-00000009" in problems[0]
+    assert problems[0][0].name == "step-00000009"
+    folder.set_aside(problems[0][0])
     assert not folder.go_on_from(5, None)
-    assert names(tmp_path) == ["last", "step-00000005"]
+    assert names(tmp_path) == ["last", "step-00000005", "unusable-step-00000009"]
 
 
 def test_going_on_from_an_earlier_step_drops_what_is_later_and_points_again(tmp_path):

@@ -58,9 +58,9 @@ def twin_order(rows: int, chunk_rows: int, window: int, key: int) -> list[int]:
     return result
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    rows=st.integers(1, 400),
+    rows=st.integers(1, 200),
     chunk_rows=st.integers(1, 50),
     window=st.integers(1, 12),
     key=st.integers(0, MASK),
