@@ -80,7 +80,7 @@ def train_alone(
     weights: tuple[float, ...] | None = None,
     clip_norm: float = 0.0,
 ) -> tuple[list[float], torch.nn.Module]:
-    """The oracle: whole batches in one process (rank 0's), the textbook loop, none of the engine's exchange or shares."""
+    """The oracle: whole batches on rank 0 alone, the textbook loop, none of the engine's exchange or shares."""
     if not session.root:
         known: tuple[list[float], torch.nn.Module] = session.comm.bcast(None, root=0)
         return known
