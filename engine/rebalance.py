@@ -39,6 +39,8 @@ class Rebalancer:
                 raise UsageError(
                     f"{name} names {len(values)} ranks, this run has {session.size}; give a number per rank"
                 )
+        if proportions and mode != "off":
+            raise UsageError(f"shares fix the proportions by hand, balance {mode!r} would change them: leave one out")
         self._session, self.mode, self._every = session, mode, every
         self._caps = [cap or batch_size for cap in caps] or None
         try:

@@ -41,9 +41,9 @@ class Trainer:
             buffers of the engine's.
         plan: the global batches.
         session: the ranks.
-        balance: "off", "epoch" (shares follow the timings of each epoch) or "auto" (also inside an epoch).
+        balance: "off", "epoch" (shares follow the timings of each epoch) or "auto" (also inside an epoch; the default).
         rebalance_every: steps between decisions inside an epoch.
-        shares: fixed proportions per rank, with balance="off".
+        shares: fixed proportions per rank; implies balance="off".
         rank_caps: most rows of a batch per rank, 0 for no cap.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         warmup_steps: steps over which the learning rate rises from 0.
@@ -60,7 +60,7 @@ class Trainer:
         plan: Plan,
         session: Session,
         *,
-        balance: str = "auto",
+        balance: str | None = None,
         rebalance_every: int = 50,
         shares: Sequence[float] = (),
         rank_caps: Sequence[int] = (),
@@ -71,12 +71,12 @@ class Trainer:
         hooks: Hooks | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.plan, self.session = model, loss, optimizer, plan, session
-        self.rebalancer = Rebalancer(session, plan.batch_size, balance, rebalance_every, shares, rank_caps)
-        self.precision = Precision(precision, session.device)
+        balance = balance or ("off" if shares else "auto")
         self.progress = Progress()
         self.hooks = hooks or Hooks()
         self._clip_norm, self._warmup_steps, self._log_every = clip_norm, warmup_steps, log_every
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        # First of all: an option that only one rank refuses must not leave the others waiting.
         session.agree(
             {
                 "plan": (plan.layout, plan.batch_size, plan.seed, plan.shuffle, plan.windows),
@@ -92,6 +92,8 @@ class Trainer:
                 "--warmup-steps": warmup_steps,
             }
         )
+        self.rebalancer = Rebalancer(session, plan.batch_size, balance, rebalance_every, shares, rank_caps)
+        self.precision = Precision(precision, session.device)
         self._broadcast_weights()
         self._exchange = GradientExchange([p for p in model.parameters() if p.requires_grad], session)
         self._timer = ComputeTimer(session.device)
