@@ -16,9 +16,9 @@ import numpy as np
 MIN_GAIN = 0.02
 """a predicted gain below this is not worth a change"""
 NOISE_SIGMAS = 3.0
-"""nor is one below this many standard errors of the timings,"""
-MAX_THRESHOLD = 0.25
-"""unless it is above this: noise that looks like half the speed is most often a rank that stalls"""
+"""nor is one below this many standard errors of the timings"""
+EPOCH_THRESHOLD = 0.25
+"""at an epoch a gain above this is taken all the same: what scatters so for so long is a rank that stalls, not noise"""
 
 
 PRIOR_SCATTER = 0.15
@@ -188,7 +188,12 @@ def _relative_error(timings: Sequence[Timing]) -> float:
     return math.sqrt(variance / steps)
 
 
-def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Sequence[int] | None = None) -> Decision:
+def decide(
+    timings: Sequence[Sequence[Timing]],
+    shares: Sequence[int],
+    caps: Sequence[int] | None = None,
+    most_threshold: float = 1.0,
+) -> Decision:
     """Choose shares from the ranks' timings, or keep the present ones where a change is not worth it.
 
     Every rank keeps at least one row where the batch has enough: a rank without rows would never be timed again.
@@ -197,6 +202,7 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
         timings: per rank, what it measured since the last decision.
         shares: rows of a full batch per rank now.
         caps: most rows per rank; None for no caps.
+        most_threshold: a predicted gain above this is taken whatever the noise.
     """
     fits = [fit_cost(rank) for rank in timings]
     known = [fit for fit in fits if fit is not None]
@@ -210,7 +216,7 @@ def decide(timings: Sequence[Sequence[Timing]], shares: Sequence[int], caps: Seq
     before = max(cost(rows) for cost, rows in zip(costs, shares, strict=True))
     after = max(cost(rows) for cost, rows in zip(costs, chosen, strict=True))
     gain = max(0.0, 1 - after / before) if before else 0.0
-    threshold = min(max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known)), MAX_THRESHOLD)
+    threshold = min(max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known)), most_threshold)
     if gain < threshold or chosen == tuple(shares):
         reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
         return Decision(tuple(shares), False, reason, gain)

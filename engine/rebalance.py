@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.balance import Decision, decide, even_shares, proportional_shares
+from engine.balance import EPOCH_THRESHOLD, Decision, decide, even_shares, proportional_shares
 from engine.errors import UsageError
 from engine.session import Session
 from engine.timing import RankClock
@@ -69,9 +69,14 @@ class Rebalancer:
         """Whether shares are looked at after this step of an epoch (counted from 1); the same on every rank."""
         return self.mode == "auto" and self._session.size > 1 and step % self._every == 0
 
-    def decide(self, clock: RankClock) -> Decision:
-        """Gather all ranks' timings, decide on rank 0, broadcast. Collective; every rank returns the same."""
-        timings = clock.take_timings()
+    def decide(self, clock: RankClock, epoch_ends: bool) -> Decision:
+        """Gather all ranks' timings, decide on rank 0, broadcast. Collective; every rank returns the same.
+
+        Args:
+            clock: this rank's timings; those since the last decision are taken out of it.
+            epoch_ends: all timings since the last change count, not only those since the last look.
+        """
+        timings = clock.take_timings(epoch_ends)
         if self.mode == "off" or self._session.size == 1:
             return Decision(
                 self.shares,
@@ -79,8 +84,11 @@ class Rebalancer:
                 "kept: balancing is off" if self._session.size > 1 else "kept: there is one rank",
                 0.0,
             )
+        most = EPOCH_THRESHOLD if epoch_ends else 1.0
         everyone = self._session.comm.gather(timings, root=0)
-        decision = decide(everyone, self.shares, self._caps) if everyone is not None else None
+        decision = decide(everyone, self.shares, self._caps, most) if everyone is not None else None
         chosen: Decision = self._session.comm.bcast(decision, root=0)
         self.shares = chosen.shares
+        if chosen.changed:
+            clock.forget()
         return chosen

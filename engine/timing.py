@@ -59,6 +59,7 @@ class RankClock:
     input_seconds: float = 0.0
     wait_seconds: float = 0.0
     _samples: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _earlier: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     _warm: set[int] = field(default_factory=set)
 
     def add(self, bound: int, rows: int, compute: float, input: float, wait: float) -> None:
@@ -73,16 +74,23 @@ class RankClock:
             self._samples[bound, rows].append(compute)
         self._warm.add(bound)
 
-    def take_timings(self) -> list[Timing]:
-        """The samples since the last call, summed up per batch shape."""
-        timings = []
-        for (bound, rows), seconds in sorted(self._samples.items()):
-            # Means: a rank that is throttled runs most steps at full speed and stalls in some, which is its speed too.
-            # Only the longest in twenty are left out: a hiccup that comes once is nobody's speed.
-            kept = sorted(seconds)[: len(seconds) - len(seconds) // 20]
-            timings.append(Timing(bound, rows, len(kept), fmean(kept), stdev(kept) if len(kept) > 1 else 0.0))
+    def take_timings(self, epoch_ends: bool) -> list[Timing]:
+        """The samples since the last call, summed up per batch shape; at an epoch's end all since shares changed."""
+        for shape, seconds in self._samples.items():
+            self._earlier[shape] += seconds
+        timings = [
+            _sum_up(*shape, seconds)
+            for shape, seconds in sorted((self._earlier if epoch_ends else self._samples).items())
+        ]
         self._samples.clear()
+        if epoch_ends:
+            self._earlier.clear()
         return timings
+
+    def forget(self) -> None:
+        """Shares have changed: what was timed before says nothing of them."""
+        self._samples.clear()
+        self._earlier.clear()
 
     def totals(self) -> tuple[float, float, float]:
         """Seconds of compute, input and wait since the epoch began."""
@@ -91,3 +99,10 @@ class RankClock:
     def start_epoch(self, totals: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         """Begin the epoch's totals, at 0 or where a checkpoint left them."""
         self.compute_seconds, self.input_seconds, self.wait_seconds = totals
+
+
+def _sum_up(bound: int, rows: int, seconds: list[float]) -> Timing:
+    # Means: a rank that is throttled runs most steps at full speed and stalls in some, which is its speed too. Only the
+    # longest in twenty are left out: a hiccup that comes once is nobody's speed.
+    kept = sorted(seconds)[: len(seconds) - len(seconds) // 20]
+    return Timing(bound, rows, len(kept), fmean(kept), stdev(kept) if len(kept) > 1 else 0.0)

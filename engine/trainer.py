@@ -247,7 +247,7 @@ class Trainer:
     def _rebalance_inside_epoch(self, batches: Prefetcher) -> None:
         if not self.rebalancer.due(self.progress.step):
             return
-        decision = self.rebalancer.decide(self._clock)
+        decision = self.rebalancer.decide(self._clock, epoch_ends=False)
         if decision.changed:
             batches.set_shares(decision.shares)
             self._record_shares(decision)
@@ -259,7 +259,7 @@ class Trainer:
         shares = self.shares
         figures = self.hooks.validate(shares)
         clocks = self.session.comm.gather(self._clock.totals(), root=0)
-        decision = self.rebalancer.decide(self._clock)
+        decision = self.rebalancer.decide(self._clock, epoch_ends=True)
         if clocks is not None:
             self.hooks.record(epoch_event(self.progress, figures, shares, clocks))
             self._record_shares(decision)

@@ -51,7 +51,7 @@ def test_shares_that_change_inside_epochs_change_nothing(session, dataset, monke
     expected, _ = train_alone(dataset, session, "adam", EPOCHS)
     used = []
 
-    def scripted(timings, shares, caps=None):
+    def scripted(timings, shares, caps=None, most_threshold=1.0):
         """Another split at every look: what a nervous balancer would do."""
         weights = np.roll(np.arange(session.size) ** 2, len(used))
         chosen = engine.balance.proportional_shares(weights.tolist(), BATCH)

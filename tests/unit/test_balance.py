@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.balance import Cost, Timing, decide, even_shares, fit_cost, optimal_shares, proportional_shares
+from engine.balance import (
+    EPOCH_THRESHOLD,
+    Cost,
+    Timing,
+    decide,
+    even_shares,
+    fit_cost,
+    optimal_shares,
+    proportional_shares,
+)
 
 costs = st.builds(Cost, st.floats(0, 5), st.floats(0.01, 5))
 
@@ -124,5 +133,6 @@ def test_short_batches_do_not_decide_a_ranks_speed():
 
 
 def test_a_rank_that_stalls_in_some_steps_is_slow_though_its_steps_scatter_widely():
-    throttled = [Timing(8, 100, 30, 2.4, 2.9)]
-    assert decide([[Timing(8, 100, 30, 0.8, 0.01)], throttled], (100, 100)).shares[1] < 67
+    throttled = [[Timing(8, 100, 30, 0.8, 0.01)], [Timing(8, 100, 30, 2.4, 2.9)]]
+    assert not decide(throttled, (100, 100)).changed
+    assert decide(throttled, (100, 100), most_threshold=EPOCH_THRESHOLD).shares[1] < 67
