@@ -67,7 +67,7 @@ class TrainConfig:
         help="folder of this run; made when missing, nothing outside it is written", metavar="RUN", may_change=True
     )
     epochs: int = option(5, "passes over the training split", metavar="N", may_change=True)
-    batch_size: int = option(512, "rows of a GLOBAL batch, whatever the number of ranks", metavar="B")
+    batch_size: int = option(256, "rows of a GLOBAL batch, whatever the number of ranks", metavar="B")
     seed: int = option(7, "seed of the order of rows, the initial weights and dropout", metavar="S")
     balance: str = option(
         "auto",

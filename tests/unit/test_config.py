@@ -11,7 +11,7 @@ FROZEN = {
     "data": "D",
     "out": "R",
     "epochs": 5,
-    "batch_size": 512,
+    "batch_size": 256,
     "seed": 7,
     "balance": "auto",
     "rebalance_every": 50,
