@@ -35,7 +35,7 @@ class Ingested:
     lines: list[int]
     """records per input file"""
     bytes: int = 0
-    """uncompressed bytes read"""
+    """bytes written to the shards"""
     shards: list[Path] = field(default_factory=list)
 
 
