@@ -189,7 +189,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_DIGEST_FIELDS = (
+DIGEST_FIELDS = (
     "format",
     "version",
     "text",
@@ -223,13 +223,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: not a {FORMAT_NAME} manifest; name a folder made by python -m mr")
     if manifest.get("version") != FORMAT_VERSION:
         raise DatasetError(f"{path}: format version {manifest.get('version')}, this program reads {FORMAT_VERSION}")
-    missing = [field for field in (*_DIGEST_FIELDS, "digest", "counts") if field not in manifest]
+    missing = [field for field in (*DIGEST_FIELDS, "digest", "counts") if field not in manifest]
     if missing:
         raise DatasetError(f"{path}: the fields {', '.join(missing)} are missing; the dataset must be made again")
     problem = _problem_of(manifest)
     if problem:
         raise DatasetError(f"{path}: {problem}; the dataset must be made again")
-    if json_digest({field: manifest[field] for field in _DIGEST_FIELDS}) != manifest["digest"]:
+    if json_digest({field: manifest[field] for field in DIGEST_FIELDS}) != manifest["digest"]:
         raise DatasetError(f"{path}: its digest does not fit its content: the file was changed or damaged")
     return manifest
 
