@@ -36,8 +36,9 @@ demo: setup
 test: unit mpi
 	@if [ -d tests/faults ]; then $(MAKE) --no-print-directory faults; fi
 
+# A test that hangs is a failure too, hence the time limits: far above what the slowest machine should need.
 unit: setup
-	$(PY) -m pytest tests/unit
+	timeout 1200 $(PY) -m pytest tests/unit
 
 mpi: $(RANKS:%=mpi-%)
 
@@ -57,7 +58,7 @@ types: setup
 	$(PY) -m mypy
 
 faults: setup
-	@if [ -d tests/faults ]; then $(PY) -m pytest tests/faults; else echo 'make faults: not in this version'; exit 2; fi
+	@if [ -d tests/faults ]; then timeout 1200 $(PY) -m pytest tests/faults; else echo 'make faults: not in this version'; exit 2; fi
 
 bench: setup
 	@if [ -f benchmarks/__main__.py ]; then $(PY) -m benchmarks; else echo 'make bench: not in this version'; exit 2; fi

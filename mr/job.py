@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,23 @@ from mr.settings import Settings
 
 Pairs = Iterator[tuple[bytes, bytes]]
 RUNNERS = ("inline", "local")
+
+
+_pool_may_fork = False
+
+
+def _leave_signals_to_the_driver() -> None:
+    """In a process that the local runner's pool has forked: end at once when told to.
+
+    It would inherit the command's handlers, and its pool would wait for ever for a process that an exception out of a
+    handler did not end. Ctrl-C goes to the driver, which ends the pool.
+    """
+    if _pool_may_fork:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_leave_signals_to_the_driver)
 
 
 class ReviewJob(MRJob):
@@ -113,6 +131,7 @@ def run_job(
     Raises:
         RunError: a task failed; the message ends with the task's last words.
     """
+    global _pool_may_fork
     _silence_mrjob()
     args = ["-r", runner, "--no-conf", "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
     if runner == "local":
@@ -121,6 +140,7 @@ def run_job(
     for name, path in files.items():
         args += [f"--{name}", str(path)]
     job = job_class([*args, *(glob.escape(str(path)) for path in inputs)])
+    _pool_may_fork = True
     try:
         with job.make_runner() as run:
             run.job_class = job_class
@@ -130,6 +150,7 @@ def run_job(
                 name = job_class.__name__
                 raise RunError(f"{name} failed: {_last_words(scratch) or error}; nothing was written") from error
     finally:
+        _pool_may_fork = False
         logging.getLogger("mrjob").handlers.clear()
 
 

@@ -320,6 +320,19 @@ def test_a_failing_task_is_one_line_with_its_cause(tmp_path, monkeypatch, capfd)
         assert [entry.name for entry in tmp_path.iterdir()] == ["good.json"]
 
 
+def test_the_runners_processes_end_when_told_to(tmp_path, monkeypatch, capfd):
+    """They must not inherit the command's handler: the pool would wait for ever for one that swallowed it."""
+    path = write(tmp_path / "good.json", many())
+
+    def words(text: str) -> list[str]:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a task would survive SIGTERM"
+        return tokenize(text)
+
+    monkeypatch.setattr("mr.clean.tokenize", words)
+    assert main([str(path), "--out", str(tmp_path / "out"), "-r", "local", "--cores", "2"]) == 0, capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+
 def test_a_failure_while_writing_leaves_no_dataset(tmp_path, monkeypatch):
     path = write(tmp_path / "good.json", many())
     monkeypatch.setattr("mr.driver._write_quarantine", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
