@@ -131,7 +131,8 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     session.together(problem)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    _end_all_ranks_on_error(session)
+    if not isinstance(sys.excepthook, _EndAllRanks):  # init may be called again
+        sys.excepthook = _EndAllRanks(session, sys.excepthook)
     return session
 
 
@@ -197,21 +198,15 @@ def run_on_all_ranks(program: str, session: Session, work: Callable[[], None]) -
     return 0
 
 
-def _end_all_ranks_on_error(session: Session) -> None:
-    """In a user's own script, let an exception that nobody catches end all ranks."""
-    previous = sys.excepthook
-    if getattr(previous, "ends_all_ranks", False):
-        return  # init was called before
+class _EndAllRanks:
+    """An excepthook for users' own scripts: an exception that nobody catches on one rank ends all ranks."""
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        previous(kind, error, trace)
-        if session.size > 1:
-            print(
-                f"engine: rank {session.rank} on {socket.gethostname()} failed with {kind.__name__}; all ranks end now",
-                file=sys.stderr,
-                flush=True,
-            )
-            session.comm.Abort(1)
+    def __init__(self, session: Session, previous: Callable[..., Any]) -> None:
+        self._session, self._previous = session, previous
 
-    hook.ends_all_ranks = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        self._previous(kind, error, trace)
+        if self._session.size > 1:
+            where = f"rank {self._session.rank} on {socket.gethostname()}"
+            print(f"engine: {where} failed with {kind.__name__}; all ranks end now", file=sys.stderr, flush=True)
+            self._session.comm.Abort(1)

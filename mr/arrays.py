@@ -76,7 +76,7 @@ class ArrayReader:
                 stop = _DECODER.raw_decode(self._text, self._at)[1]
                 if _AFTER_ELEMENT.match(self._text, stop):
                     return stop
-                failed_at = _BLANK.match(self._text, stop).end()  # type: ignore[union-attr]
+                failed_at = _end_of(_BLANK, self._text, stop)
                 open_string = False
             except json.JSONDecodeError as error:
                 failed_at, open_string = error.pos, error.msg.startswith("Unterminated string")
@@ -101,7 +101,7 @@ class ArrayReader:
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         while True:
-            stop = pattern.match(self._text, self._at).end()  # type: ignore[union-attr]
+            stop = _end_of(pattern, self._text, self._at)
             self._advance(stop)
             if stop < len(self._text) or not self._refill():
                 return
@@ -125,3 +125,9 @@ class ArrayReader:
             return False
         self._text, self._at = "".join(pieces), 0
         return True
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    assert found is not None, "a pattern that also matches nothing"
+    return found.end()

@@ -206,7 +206,7 @@ def test_two_setups_at_once_build_one_wheel(modules: dict[str, Any], tmp_path: P
     wheels, steps = modules["horovod_wheel"], modules["steps"]
     builds: list[Path] = []
 
-    class Builder(wheels.WheelBuilder):  # type: ignore[name-defined]
+    class Builder(wheels.WheelBuilder):
         def _build_into(self, home: Path, *rest: object) -> None:
             builds.append(home)
             part = home.parent / ".building"
