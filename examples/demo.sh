@@ -47,6 +47,7 @@ say "Preprocessing ${#files[@]} file(s)"
 run python -m mr "${files[@]}" --out $new/data
 rm -rf build/demo
 mv $new build/demo
+echo "All of it now lies in build/demo."
 
 say "Training on $NP ranks"
 # shellcheck disable=SC2086 -- several options are several words
