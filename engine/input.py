@@ -15,10 +15,9 @@ from torch import Tensor
 
 from engine.losses import classes_of
 from engine.plan import GlobalBatch, Plan
-from native.dataset import BatchBuffer, Dataset
-
-READ_AHEAD = 2
-"""batches read before the trainer asks for them: new shares begin with the step after these"""
+from native.batch import Batch, BatchBuffer
+from native.dataset import Dataset
+from native.stream import READ_AHEAD, BatchStream
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ReviewSource:
         data: the opened split.
         plan: where row numbers come from: made with layout=data.layout (fast, little padding) or rows=len(data).
         target_of: maps uint8 stars [n] to the target; by default 1 for 4 or 5 stars, else 0.
-        device: where the tensors go; to a GPU they travel from pinned memory, which torch keeps until they are there.
+        device: where the tensors go; to a GPU they travel from pinned memory.
     """
 
     def __init__(
@@ -70,26 +69,34 @@ class ReviewSource:
         target_of: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._data, self._device = data, torch.device(device)
+        self.data, self.plan, self.device = data, plan, torch.device(device)
         self._target_of = target_of or partial(classes_of, classes=2)
-        self._by_bucket = plan.layout == tuple(data.layout)
-        if not self._by_bucket:
+        self.by_bucket = plan.layout == tuple(data.layout)
+        """whether the native stream can read the plan's batches"""
+        if not self.by_bucket:
             _check_own_rows(plan, len(data))
-        most = min(plan.batch_size, max(shape.rows for shape in plan.layout))
-        # Those read ahead, the one being read, and the one that the trainer computes on.
-        self._buffers = deque(BatchBuffer(most, max(data.bounds)) for _ in range(READ_AHEAD + 2))
 
     def __call__(self, bucket: int, rows: np.ndarray) -> tuple[tuple[Tensor, ...], Tensor]:
-        self._buffers.rotate(1)
-        batch = self._data.read_bucket(bucket, rows, self._buffers[0]) if self._by_bucket else self._data.read(rows)
-        tensors: tuple[Tensor, ...] = (
-            torch.from_numpy(batch.tokens),
-            torch.from_numpy(batch.lengths),
-            torch.from_numpy(batch.stars),
+        return self.tensors(self.data.read_bucket(bucket, rows) if self.by_bucket else self.data.read(rows))
+
+    def tensors(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs and target on the device; on a CPU the inputs share the batch's memory."""
+        tokens, lengths, stars = (
+            torch.from_numpy(array).to(self.device, non_blocking=True)
+            for array in (batch.tokens, batch.lengths, batch.stars)
         )
-        if self._device.type == "cuda":
-            tensors = tuple(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors)
-        return tensors[:2], self._target_of(tensors[2])
+        return (tokens, lengths), self._target_of(stars)
+
+    def buffers(self, count: int) -> list[BatchBuffer]:
+        """Memory for batches of this plan, pinned where they travel to a GPU."""
+        rows = min(self.plan.batch_size, max(shape.rows for shape in self.plan.layout))
+        allocate = _pinned if self.device.type == "cuda" else np.empty
+        return [BatchBuffer(rows, max(self.data.bounds), allocate) for _ in range(count)]
+
+
+def _pinned(size: int, kind: type) -> np.ndarray:
+    array: np.ndarray = torch.from_numpy(np.empty(size, kind)).pin_memory().numpy()
+    return array
 
 
 class MapStyleSource:
@@ -123,8 +130,102 @@ def as_source(data: Any, plan: Plan, device: torch.device) -> Source:
     return source
 
 
+class Reader(Protocol):
+    """Reads this rank's parts of batches ahead of their use, in the order in which they are submitted."""
+
+    def submit(self, epoch: int, step: int, shares: tuple[int, ...]) -> None:
+        """Ask for this rank's part of a step's batch."""
+
+    def take(self) -> LocalBatch:
+        """The next batch; an error of reading is raised here."""
+
+    def close(self) -> None:
+        """End the reading; batches that wait are dropped."""
+
+
+class NativeReader:
+    """Batches of reviews through a native stream; copies to a GPU go one batch ahead, on a stream of their own."""
+
+    def __init__(self, source: ReviewSource, rank: int, epochs: int) -> None:
+        self._source, self._rank = source, rank
+        self._batches = BatchStream(source.data, source.plan, epochs, source.buffers(READ_AHEAD + 2))
+        self._stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
+        self._staged: deque[LocalBatch] = deque()
+        self._copies: deque[torch.cuda.Event] = deque()
+
+    def submit(self, epoch: int, step: int, shares: tuple[int, ...]) -> None:
+        """Ask for this rank's part of a step's batch."""
+        if len(self._copies) > 1:
+            self._copies.popleft().synchronize()  # the buffer that is filled next has long been copied from
+        begin = sum(shares[: self._rank])
+        self._batches.submit(epoch, step, begin, begin + shares[self._rank])
+
+    def take(self) -> LocalBatch:
+        """The next batch; an error of reading is raised here."""
+        batch = self._staged.popleft() if self._staged else self._stage()
+        if self._stream is not None and self._batches.ready:
+            self._staged.append(self._stage())
+        return batch
+
+    def close(self) -> None:
+        """End the reading; batches that wait are dropped."""
+        self._batches.close()
+
+    def _stage(self) -> LocalBatch:
+        taken = self._batches.take()
+        whole = GlobalBatch(taken.bucket, taken.number, taken.whole_rows)
+        rows, bound = len(taken.batch), taken.batch.tokens.shape[1]
+        if not rows:
+            return LocalBatch(whole, bound, 0, (), None)
+        if self._stream is None:
+            return LocalBatch(whole, bound, rows, *self._source.tensors(taken.batch))
+        with torch.cuda.stream(self._stream):
+            inputs, target = self._source.tensors(taken.batch)
+            ready = torch.cuda.Event()
+            ready.record(self._stream)
+        self._copies.append(ready)
+        return LocalBatch(whole, bound, rows, inputs, target, ready)
+
+
+class SourceReader:
+    """Batches of any source, read by a thread."""
+
+    def __init__(self, plan: Plan, source: Source, rank: int, device: torch.device | None) -> None:
+        self._plan, self._source, self._rank = plan, source, rank
+        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-input")
+        self._waiting: deque[Future[LocalBatch]] = deque()
+
+    def submit(self, epoch: int, step: int, shares: tuple[int, ...]) -> None:
+        """Ask for this rank's part of a step's batch."""
+        self._waiting.append(self._thread.submit(self._read, epoch, step, shares))
+
+    def take(self) -> LocalBatch:
+        """The next batch; an error of reading is raised here."""
+        return self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """End the thread; batches that wait are dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, epoch: int, step: int, shares: tuple[int, ...]) -> LocalBatch:
+        whole = self._plan.batch(epoch, step)
+        bound = self._plan.layout[whole.bucket].bound
+        part = self._plan.slices(whole.rows, shares)[self._rank]
+        if part.start == part.stop:
+            return LocalBatch(whole, bound, 0, (), None)
+        rows = self._plan.rows(epoch, whole)[part]
+        if self._stream is None:
+            return LocalBatch(whole, bound, len(rows), *self._source(whole.bucket, rows))
+        with torch.cuda.stream(self._stream):
+            inputs, target = self._source(whole.bucket, rows)
+            ready = torch.cuda.Event()
+            ready.record(self._stream)
+        return LocalBatch(whole, bound, len(rows), inputs, target, ready)
+
+
 class Prefetcher:
-    """Reads this rank's batches in a thread, READ_AHEAD of them before they are asked for.
+    """This rank's batches in the plan's order, READ_AHEAD of them submitted before they are asked for.
 
     Args:
         plan: the global batches.
@@ -147,53 +248,43 @@ class Prefetcher:
         epochs: int,
         device: torch.device | None = None,
     ) -> None:
-        self._plan, self._source, self._rank = plan, source, rank
-        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         *first, last = (tuple(shares) for shares in schedule)
         self._scheduled = deque(first)
         self._shares = last
         self._places = (
             (e, s) for e in range(epoch, epochs) for s in range(step if e == epoch else 0, plan.steps_per_epoch)
         )
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-input")
-        self._waiting: deque[tuple[tuple[int, ...], Future[LocalBatch]]] = deque()
+        self._reader: Reader
+        # A subclass with a __call__ of its own wants to be called.
+        if isinstance(source, ReviewSource) and source.by_bucket and type(source).__call__ is ReviewSource.__call__:
+            self._reader = NativeReader(source, rank, epochs)
+        else:
+            self._reader = SourceReader(plan, source, rank, device)
+        self._waiting: deque[tuple[int, ...]] = deque()
         for _ in range(READ_AHEAD):
             self._submit()
 
     def set_shares(self, shares: Sequence[int]) -> None:
-        """Use new shares for every batch that has not been read ahead yet: the same ones on every rank."""
+        """Use new shares for every batch that has not been submitted yet: the same ones on every rank."""
         self._shares = tuple(shares)
 
     def next(self) -> LocalBatch:
-        """The next batch; an error of reading is raised here."""
+        """The next batch, in memory that holds until this is called again; an error of reading is raised here."""
         self._submit()
-        return self._waiting.popleft()[1].result()
+        self._waiting.popleft()
+        return self._reader.take()
 
     def schedule(self) -> list[tuple[int, ...]]:
         """Shares of the coming batches, as a new Prefetcher takes them to go on from here."""
-        return [*(shares for shares, _ in self._waiting), *self._scheduled, self._shares]
+        return [*self._waiting, *self._scheduled, self._shares]
 
     def close(self) -> None:
-        """End the thread; batches read ahead are dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """End the reading; batches read ahead are dropped."""
+        self._reader.close()
 
     def _submit(self) -> None:
         place = next(self._places, None)
         if place is not None:
             shares = self._scheduled.popleft() if self._scheduled else self._shares
-            self._waiting.append((shares, self._thread.submit(self._read, *place, shares)))
-
-    def _read(self, epoch: int, step: int, shares: tuple[int, ...]) -> LocalBatch:
-        whole = self._plan.batch(epoch, step)
-        bound = self._plan.layout[whole.bucket].bound
-        part = self._plan.slices(whole.rows, shares)[self._rank]
-        if part.start == part.stop:
-            return LocalBatch(whole, bound, 0, (), None)
-        rows = self._plan.rows(epoch, whole)[part]
-        if self._stream is None:
-            return LocalBatch(whole, bound, len(rows), *self._source(whole.bucket, rows))
-        with torch.cuda.stream(self._stream):
-            inputs, target = self._source(whole.bucket, rows)
-            ready = torch.cuda.Event()
-            ready.record(self._stream)
-        return LocalBatch(whole, bound, len(rows), inputs, target, ready)
+            self._waiting.append(shares)
+            self._reader.submit(*place, shares)

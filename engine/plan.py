@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from native.shuffle import derive_key, permute, rows_at
+from native.order import BatchOrder
 
 from native.format import BucketShape
 
 DEFAULT_WINDOW_BYTES = 256 << 20
-_ROWS, _BATCHES = 1, 2  # purposes of keys
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,27 @@ class Plan:
         self.seed = seed
         self.shuffle = shuffle
         per_bucket = window_bytes // sum(1 for shape in layout if shape.rows)
-        self.windows = [max(1, per_bucket // (shape.chunk_rows * shape.row_bytes)) for shape in layout]
-        self._batches = [-(-shape.rows // batch_size) for shape in layout]
-        self._first = np.cumsum([0, *self._batches])
+        # In stored order a chunk is done with when the next one begins.
+        self.windows = [
+            max(1, per_bucket // (shape.chunk_rows * shape.row_bytes)) if shuffle else 1 for shape in layout
+        ]
+        self.order = self.make_order()
+
+    def make_order(self) -> BatchOrder:
+        """The order of rows as an object of its own: an order must not be used by two threads at once."""
+        return BatchOrder(
+            rows=[shape.rows for shape in self.layout],
+            chunk_rows=[shape.chunk_rows for shape in self.layout],
+            windows=self.windows,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches of an epoch, the short last one of each bucket included."""
-        return int(self._first[-1])
+        return int(self.order.steps)
 
     def batch(self, epoch: int, step: int) -> GlobalBatch:
         """The batch of a step, in O(1).
@@ -86,27 +98,11 @@ class Plan:
             epoch: counted from 0.
             step: within the epoch, 0 .. steps_per_epoch - 1.
         """
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} lies outside the epoch's {self.steps_per_epoch} steps")
-        place = step
-        if self.shuffle:
-            key = derive_key(self.seed, _BATCHES, epoch)
-            place = int(permute(np.array([step]), self.steps_per_epoch, key)[0])
-        bucket = int(np.searchsorted(self._first, place, side="right")) - 1
-        number = place - int(self._first[bucket])
-        rows = min(self.batch_size, self.layout[bucket].rows - number * self.batch_size)
-        return GlobalBatch(bucket, number, rows)
+        return GlobalBatch(*self.order.batch(epoch, step))
 
     def rows(self, epoch: int, batch: GlobalBatch) -> np.ndarray:
         """Row numbers, within its bucket, of a whole global batch, in chunk order: int64 [batch.rows]."""
-        start = batch.number * self.batch_size
-        if not self.shuffle:
-            return np.arange(start, start + batch.rows, dtype=np.int64)
-        shape = self.layout[batch.bucket]
-        key = derive_key(self.seed, _ROWS, epoch, batch.bucket)
-        rows: np.ndarray = rows_at(start, batch.rows, shape.rows, shape.chunk_rows, self.windows[batch.bucket], key)
-        # Chunk order: a rank's contiguous slice then touches few chunks, whatever the shares.
-        rows.sort()
+        rows: np.ndarray = self.order.rows(epoch, batch.bucket, batch.number)
         return rows
 
     def slices(self, rows: int, shares: Sequence[int]) -> list[slice]:

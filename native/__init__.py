@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from native.dataset import Batch, Dataset, open_dataset
+    from native.batch import Batch
+    from native.dataset import Dataset, open_dataset
     from native.format import BucketShape, DatasetError, read_manifest
     from native.writer import DatasetWriter
 
@@ -19,7 +20,8 @@ __all__ = ["Batch", "BucketShape", "Dataset", "DatasetError", "DatasetWriter", "
 
 # Imported when first asked for: preprocessing tasks need the text pipeline alone, not HDF5 and the compiled reader.
 _HOMES = {
-    "native.dataset": ("Batch", "Dataset", "open_dataset"),
+    "native.batch": ("Batch",),
+    "native.dataset": ("Dataset", "open_dataset"),
     "native.format": ("BucketShape", "DatasetError", "read_manifest"),
     "native.writer": ("DatasetWriter",),
 }

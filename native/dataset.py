@@ -6,8 +6,8 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import hdf5plugin  # noqa: F401  (registers the LZ4 filter with h5py, for the fa
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from native.batch import Batch, BatchBuffer
 from native.codecs import load_codecs
 from native.format import (
     MANIFEST,
@@ -27,40 +28,11 @@ from native.format import (
     read_manifest,
     read_vocabulary,
 )
-from native.reader import CHECKSUM_FAULT, FAULTS, ROW_CHECKSUM_FAULT, ChunkCache, ChunkFault
+from native.reader import CHECKSUM_FAULT, FAULTS, ROW_CHECKSUM_FAULT, ChunkFault, ChunkReader
+from native.stream import BatchPlan, BatchStream
 from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CACHE_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one padded length; the arrays share memory with the caller's buffer when one was given."""
-
-    tokens: np.ndarray
-    """int32 [n, L], padded on the right with 0"""
-    lengths: np.ndarray
-    """int32 [n], 1..L"""
-    stars: np.ndarray
-    """uint8 [n], 1..5"""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-class BatchBuffer:
-    """Memory for batches of up to `rows` rows of up to `bound` tokens, reused from batch to batch."""
-
-    def __init__(self, rows: int, bound: int) -> None:
-        self._tokens = np.empty(rows * bound, np.int32)
-        self._lengths = np.empty(rows, np.int32)
-        self._stars = np.empty(rows, np.uint8)
-        for array in (self._tokens, self._lengths, self._stars):
-            array.fill(0)  # the pages are touched now, not in the first batch
-
-    def view(self, rows: int, bound: int) -> Batch:
-        """A batch of this shape in the buffer's memory; it replaces what the buffer held."""
-        return Batch(self._tokens[: rows * bound].reshape(rows, bound), self._lengths[:rows], self._stars[:rows])
 
 
 class Dataset:
@@ -82,8 +54,10 @@ class Dataset:
         self._item_bytes = np.dtype(self.manifest["token_type"]).itemsize
         self._parts = [part for part in self.manifest["parts"] if part["path"].split("/")[0] == split]
         self._descriptors: list[int] = []
-        self._caches: list[ChunkCache] = []
+        self._reader: ChunkReader | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
         try:
             indexes = [self._open_part(part) for part in self._parts]
             self.layout = [
@@ -93,7 +67,10 @@ class Dataset:
             self._part_chunks = [[len(index[b].offsets) for index in indexes] for b in range(len(self.bounds))]
             self._check_counts()
             self.starts = np.cumsum([0, *(shape.rows for shape in self.layout)])
-            self._caches = self._make_caches(indexes, cache_bytes)
+            self._index = self._whole_index(indexes)
+            chunk_bytes = [self.chunk_rows * (shape.row_bytes + 3) for shape in self.layout]
+            self._slots = [max(1, cache_bytes // len(self.layout) // size) for size in chunk_bytes]
+            self._reader = self._checked_reader()
         except BaseException:
             self.close()
             raise
@@ -117,8 +94,8 @@ class Dataset:
 
     @property
     def chunks_decoded(self) -> int:
-        """Chunks read and decoded since the split was opened."""
-        return sum(cache.chunks_decoded for cache in self._caches)
+        """Chunks read and decoded by reads of rows since the split was opened; each stream counts its own."""
+        return 0 if self._reader is None else int(self._reader.chunks_decoded)
 
     def vocabulary(self) -> list[str]:
         """The words, that of id i + 2 at entry i."""
@@ -141,15 +118,14 @@ class Dataset:
         """
         bound = self.layout[bucket].bound
         batch = (buffer or BatchBuffer(len(rows), bound)).view(len(rows), bound)
-        with self._lock:
-            if not self._caches:
-                raise DatasetError(f"{self.folder}: the split {self.split!r} is closed; open it again to read")
+        with self._usable_lock():
+            reader = self._reader
+            if reader is None:
+                raise self.closed_error()
             try:
-                self._caches[bucket].gather(
-                    np.ascontiguousarray(rows, np.int64), batch.tokens, batch.lengths, batch.stars
-                )
+                reader.read(bucket, np.ascontiguousarray(rows, np.int64), batch.tokens, batch.lengths, batch.stars)
             except ChunkFault as fault:
-                raise self._explain(bucket, *fault.args) from None
+                raise self.explain(fault) from None
         return batch
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Batch:
@@ -164,7 +140,7 @@ class Dataset:
             raise IndexError(f"rows must lie in 0..{len(self) - 1}, found {wanted.min()}..{wanted.max()}")
         buckets = np.searchsorted(self.starts, wanted, side="right") - 1
         bound = max((self.layout[b].bound for b in np.unique(buckets)), default=self.bounds[0])
-        batch = BatchBuffer(len(wanted), bound).view(len(wanted), bound)
+        batch = BatchBuffer(len(wanted), bound, np.zeros).view(len(wanted), bound)
         for b in np.unique(buckets):
             places = np.flatnonzero(buckets == b)
             part = self.read_bucket(int(b), wanted[places] - self.starts[b])
@@ -173,12 +149,118 @@ class Dataset:
             batch.stars[places] = part.stars
         return batch
 
+    def batches(
+        self,
+        plan: BatchPlan,
+        *,
+        epochs: int = 1,
+        epoch: int = 0,
+        step: int = 0,
+        rank: int = 0,
+        shares: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """A plan's batches in order, read ahead by a thread that does not hold the GIL.
+
+        Args:
+            plan: `engine.Plan(layout=data.layout, ...)`.
+            epochs: passes over the split, the first one counted from `epoch`.
+            epoch, step: where to begin, both counted from 0; going on anywhere takes no time.
+            rank, shares: take only this rank's part of each batch; shares are rows of a full batch per rank.
+
+        Yields:
+            Batches; their arrays hold until the next one is asked for. A part may have 0 rows.
+
+        Raises:
+            ValueError: a plan for other data, or shares that do not make the batch.
+            DatasetError: damaged data, with file, dataset and chunk.
+        """
+        shares = tuple(shares or (plan.batch_size,))
+        if sum(shares) != plan.batch_size or min(shares) < 0 or not 0 <= rank < len(shares):
+            raise ValueError(f"shares {list(shares)} of rank {rank} do not make the batch of {plan.batch_size} rows")
+        begin, end = sum(shares[:rank]), sum(shares[: rank + 1])
+        return self._iterate(plan, epoch, step, epoch + epochs, begin, end)
+
+    def _iterate(
+        self, plan: BatchPlan, epoch: int, step: int, last_epoch: int, begin: int, end: int
+    ) -> Iterator[Batch]:
+        wanted = ((e, s) for e in range(epoch, last_epoch) for s in range(step if e == epoch else 0, plan.order.steps))
+        with BatchStream(self, plan, last_epoch) as stream:
+            for place in wanted:
+                stream.submit(*place, begin, end)
+                if stream.waiting == stream.ahead + 1:
+                    yield stream.take().batch
+            while stream.waiting:
+                yield stream.take().batch
+
+    def make_reader(self, slots: Sequence[int], stream: BatchStream | None = None) -> ChunkReader:
+        """A reader of its own, with a cache of `slots` chunks per bucket; closed with the split when a stream's.
+
+        Raises:
+            DatasetError: the split is closed.
+        """
+        if not self._descriptors:
+            raise self.closed_error()
+        if stream is not None:
+            self._streams.add(stream)
+        return ChunkReader(
+            bounds=self.bounds,
+            rows=[shape.rows for shape in self.layout],
+            slots=slots,
+            chunk_rows=self.chunk_rows,
+            wide=self._item_bytes == 4,
+            ids=self.ids,
+            codecs=load_codecs() or (0, 0),
+            index=self._index,
+            fallback=self._read_through_h5py,
+        )
+
     def close(self) -> None:
-        """Close the files; reading afterwards is an error."""
-        with self._lock:
-            self._caches = []
+        """Close the files, and the streams that read them; reading afterwards is an error."""
+        for stream in list(self._streams):
+            stream.close()
+        with self._usable_lock():
+            self._reader = None
             while self._descriptors:
                 os.close(self._descriptors.pop())
+
+    def closed_error(self) -> DatasetError:
+        """What reading a closed split raises."""
+        return DatasetError(f"{self.folder}: the split {self.split!r} is closed; open it again to read")
+
+    def _usable_lock(self) -> threading.Lock:
+        # In a forked child another thread of the parent may have held the lock, in the middle of filling the cache.
+        if self._process != os.getpid():
+            self._process, self._lock = os.getpid(), threading.Lock()
+            self._reader = self.make_reader(self._slots) if self._reader is not None else None
+        return self._lock
+
+    def _checked_reader(self) -> ChunkReader:
+        """A reader whose first row is what libhdf5 reads; otherwise one that reads through h5py."""
+        reader = self.make_reader(self._slots)
+        bucket = next((b for b, shape in enumerate(self.layout) if shape.rows), None)
+        if bucket is None or self._index["offset"][self._first_chunk(bucket)] < 0:
+            return reader
+        batch = BatchBuffer(1, self.bounds[bucket]).view(1, self.bounds[bucket])
+        try:
+            tokens, lengths, stars = self._read_through_h5py(bucket, 0)
+        except (DatasetError, OSError):
+            return reader  # damaged: told when its rows are asked for
+        try:
+            reader.read(bucket, np.zeros(1, np.int64), batch.tokens, batch.lengths, batch.stars)
+            same = np.array_equal(batch.tokens[0], tokens[0]) and (batch.lengths[0], batch.stars[0]) == (
+                lengths[0],
+                stars[0],
+            )
+        except ChunkFault as fault:
+            same = fault.args[1] not in (CHECKSUM_FAULT, ROW_CHECKSUM_FAULT)
+        if same:
+            return self.make_reader(self._slots)  # with a cache and counters as if nothing had been read
+        _warn_slow(f"{self.folder}/{self.split}", "its chunks do not lie where libhdf5 says")
+        self._index["offset"] = np.full_like(self._index["offset"], -1)
+        return self.make_reader(self._slots)
+
+    def _first_chunk(self, bucket: int) -> int:
+        return sum(-(-shape.rows // self.chunk_rows) for shape in self.layout[:bucket])
 
     def _open_part(self, part: dict[str, Any]) -> list[ChunkIndex]:
         path = self.folder / part["path"]
@@ -209,25 +291,10 @@ class Dataset:
         if wanted != found:
             raise DatasetError(f"{self.folder}: {self.split} holds {found} rows per bucket, {MANIFEST} says {wanted}")
 
-    def _make_caches(self, indexes: list[list[ChunkIndex]], cache_bytes: int) -> list[ChunkCache]:
-        codecs = load_codecs()
-        caches = []
-        for b, shape in enumerate(self.layout):
-            block = self.chunk_rows * (shape.row_bytes + 3)
-            caches.append(
-                ChunkCache(
-                    bound=shape.bound,
-                    rows=shape.rows,
-                    chunk_rows=self.chunk_rows,
-                    wide=self._item_bytes == 4,
-                    ids=self.ids,
-                    slots=max(1, cache_bytes // len(self.layout) // block),
-                    codecs=codecs or (0, 0),
-                    index=self._bucket_index([index[b] for index in indexes], usable=codecs is not None),
-                    fallback=lambda chunk, b=b: self._read_through_h5py(b, chunk),
-                )
-            )
-        return caches
+    def _whole_index(self, indexes: list[list[ChunkIndex]]) -> dict[str, np.ndarray]:
+        usable = load_codecs() is not None
+        buckets = [self._bucket_index([index[b] for index in indexes], usable) for b in range(len(self.bounds))]
+        return {name: np.concatenate([bucket[name] for bucket in buckets]) for name in buckets[0]}
 
     def _bucket_index(self, parts: list[ChunkIndex], usable: bool) -> dict[str, np.ndarray]:
         columns: dict[str, list[np.ndarray]] = {}
@@ -236,17 +303,12 @@ class Dataset:
             first = np.arange(chunks, dtype=np.int64) * self.chunk_rows
             native = usable and part.lengths_offset >= 0 and part.stars_offset >= 0
             if chunks and not (native and part.offsets.min() >= 0):
-                warnings.warn(
-                    f"{self.folder}/{self.split}: a layout or filter that only libhdf5 reads; "
-                    "reading goes through h5py, several times slower",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                _warn_slow(f"{self.folder}/{self.split}", "a layout or filter that only libhdf5 reads")
             for name, values in (
                 ("descriptor", np.full(chunks, descriptor, np.int32)),
                 ("offset", part.offsets if native else np.full(chunks, -1, np.int64)),
                 ("size", part.sizes),
-                ("compressed", part.compressed),
+                ("filters", part.filters),
                 ("checksum", part.checksums),
                 ("row_checksum", part.row_checksums),
                 ("lengths_offset", part.lengths_offset + 2 * first),
@@ -261,7 +323,9 @@ class Dataset:
         part = int(np.searchsorted(ends, chunk, side="right"))
         return self.folder / self._parts[part]["path"], chunk - int(ends[part] - self._part_chunks[bucket][part])
 
-    def _explain(self, bucket: int, fault: int, chunk: int) -> DatasetError:
+    def explain(self, problem: ChunkFault) -> DatasetError:
+        """A damaged chunk in words: file, dataset, chunk."""
+        bucket, fault, chunk = problem.args
         path, inside = self._place(bucket, chunk)
         return DatasetError(
             f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: {FAULTS[fault]}; "
@@ -278,10 +342,14 @@ class Dataset:
             )
             stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if group["tokens"].chunks else tokens.tobytes()
             if xxh3_64_intdigest(stored) != group["checksums"][inside]:
-                raise self._explain(bucket, CHECKSUM_FAULT, chunk)
+                raise self.explain(ChunkFault(bucket, CHECKSUM_FAULT, chunk))
             if xxh3_64_intdigest(lengths.tobytes() + stars.tobytes()) != group["row_checksums"][inside]:
-                raise self._explain(bucket, ROW_CHECKSUM_FAULT, chunk)
+                raise self.explain(ChunkFault(bucket, ROW_CHECKSUM_FAULT, chunk))
         return tokens, lengths, stars
+
+
+def _warn_slow(where: str, why: str) -> None:
+    warnings.warn(f"{where}: {why}; reading goes through h5py, several times slower", RuntimeWarning, stacklevel=2)
 
 
 def open_dataset(

@@ -35,6 +35,9 @@ MANIFEST = "dataset.json"
 VOCABULARY = "vocabulary.txt"
 MAX_BOUND = 9_999
 MAX_CHUNK_ROWS = 1 << 20
+LZ4 = hdf5plugin.LZ4.filter_id
+FILTER_BITS = {LZ4: 1, h5py.h5z.FILTER_SHUFFLE: 2}
+"""bits of ChunkIndex.filters"""
 COUNT_FIELDS = ("lines", "kept", "duplicates", "empty", "malformed", "without_rating")
 
 
@@ -63,8 +66,8 @@ class ChunkIndex:
     """int64: byte offset of the stored token chunk in the file; -1: only libhdf5 can read it"""
     sizes: np.ndarray
     """int64: stored bytes"""
-    compressed: np.ndarray
-    """uint8: 1 LZ4, 0 stored as it is"""
+    filters: np.ndarray
+    """uint8: bit 0 LZ4, bit 1 bytes split into planes (HDF5's shuffle filter)"""
     checksums: np.ndarray
     row_checksums: np.ndarray
     lengths_offset: int
@@ -76,7 +79,7 @@ class ChunkIndex:
         for array, kind in (
             (self.offsets, "<i8"),
             (self.sizes, "<i8"),
-            (self.compressed, "u1"),
+            (self.filters, "u1"),
             (self.checksums, "<u8"),
             (self.row_checksums, "<u8"),
         ):
@@ -125,13 +128,13 @@ def read_chunk_index(group: h5py.Group, bound: int, chunk_rows: int) -> ChunkInd
         checksums[name] = dataset[:]
     offsets = np.full(chunks, -1, np.int64)
     sizes = np.zeros(chunks, np.int64)
-    compressed = np.zeros(chunks, np.uint8)
+    filters = np.zeros(chunks, np.uint8)
     if rows:
-        _locate_chunks(tokens, chunk_rows, offsets, sizes, compressed)
+        _locate_chunks(tokens, chunk_rows, offsets, sizes, filters)
     return ChunkIndex(
         offsets,
         sizes,
-        compressed,
+        filters,
         checksums["checksums"],
         checksums["row_checksums"],
         _contiguous_offset(lengths),
@@ -149,12 +152,13 @@ def _contiguous_offset(dataset: h5py.Dataset) -> int:
 
 
 def _locate_chunks(
-    tokens: h5py.Dataset, chunk_rows: int, offsets: np.ndarray, sizes: np.ndarray, compressed: np.ndarray
+    tokens: h5py.Dataset, chunk_rows: int, offsets: np.ndarray, sizes: np.ndarray, filters: np.ndarray
 ) -> None:
-    filters = dict(tokens._filters)
+    properties = tokens.id.get_create_plist()
+    pipeline = [properties.get_filter(place)[0] for place in range(properties.get_nfilters())]
     if tokens.chunks is None:
         start = _contiguous_offset(tokens)
-        if start >= 0 and not filters:
+        if start >= 0 and not pipeline:
             row_bytes = tokens.shape[1] * tokens.dtype.itemsize
             first = np.arange(len(offsets), dtype=np.int64) * chunk_rows
             offsets[:] = start + first * row_bytes
@@ -165,15 +169,16 @@ def _locate_chunks(
             f"{tokens.file.filename}: {tokens.name} has chunks {tokens.chunks}, not whole rows "
             f"({chunk_rows}, {tokens.shape[1]}) as dataset.json says"
         )
-    lz4 = set(filters) == {str(hdf5plugin.LZ4.filter_id)}
-    if filters and not lz4:
-        return  # another filter: h5py decodes it
+    if pipeline not in ([], [LZ4], [h5py.h5z.FILTER_SHUFFLE], [h5py.h5z.FILTER_SHUFFLE, LZ4]):
+        return  # other filters: h5py decodes them
+    bits = [FILTER_BITS[number] for number in pipeline]
 
     def note(info: Any) -> None:
         chunk = info.chunk_offset[0] // chunk_rows
         offsets[chunk] = info.byte_offset
         sizes[chunk] = info.size
-        compressed[chunk] = lz4 and not info.filter_mask & 1
+        # The mask's bits tell which filters of the pipeline were left out for this chunk.
+        filters[chunk] = sum(bit for place, bit in enumerate(bits) if not info.filter_mask >> place & 1)
 
     tokens.id.chunk_iter(note)
 

@@ -44,7 +44,7 @@ class DatasetWriter:
         rows: exact number of rows per split and bucket.
         vocabulary: words by falling frequency.
         chunk_rows: rows of a chunk.
-        compress: LZ4; False stores the rows as they are.
+        compress: byte shuffle and LZ4; False stores the rows as they are.
 
     Raises:
         DatasetError: the folder holds something, or the arguments do not fit each other.
@@ -195,7 +195,8 @@ class _PartWriter:
                 writer.token_type,
                 chunks=(self.chunk_rows, bound),
                 maxshape=(max(padded, self.chunk_rows), bound),
-                **(hdf5plugin.LZ4() if writer.compress else {}),
+                # Most ids are small: split into planes of bytes, the upper ones compress well.
+                **({"shuffle": True, **hdf5plugin.LZ4()} if writer.compress else {}),
             )
             group.create_dataset("lengths", (count,), "<u2")
             group.create_dataset("stars", (count,), "|u1")

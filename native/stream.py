@@ -1,0 +1,178 @@
+"""A plan's batches, read ahead of whoever computes on them, into a ring of reused buffers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from native.batch import Batch, BatchBuffer
+from native.format import BucketShape
+from native.order import BatchOrder
+from native.producer import BatchProducer
+from native.reader import ChunkFault
+
+if TYPE_CHECKING:
+    from native.dataset import Dataset
+
+READ_AHEAD = 2
+"""batches that are read before they are asked for"""
+
+
+class BatchPlan(Protocol):
+    """What a stream needs to know of a plan; engine.Plan is one."""
+
+    layout: tuple[BucketShape, ...]
+    batch_size: int
+    windows: list[int]
+    """chunks of a shuffle window per bucket"""
+
+    @property
+    def order(self) -> BatchOrder:
+        """The order of rows."""
+
+    def make_order(self) -> BatchOrder:
+        """The same order as an object of its own, for another thread."""
+
+
+class Taken(NamedTuple):
+    """A batch, and what it is part of."""
+
+    bucket: int
+    number: int
+    """the batch's number k within its bucket"""
+    whole_rows: int
+    """rows of the global batch"""
+    batch: Batch
+
+
+class BatchStream:
+    """Parts of a plan's batches in the order in which they were submitted; a thread reads them meanwhile.
+
+    Works in a forked child too, where it goes on with a thread of its own. Close it, or use it as a context manager;
+    it closes itself when it is no longer referenced, with its dataset, and at the interpreter's end.
+
+    Args:
+        data: the opened split.
+        plan: made for its layout.
+        epochs: where reading will end at the latest: nothing is decoded ahead for an epoch from this one on.
+        buffers: at least 2; all but one may wait to be taken. By default enough for READ_AHEAD.
+
+    Raises:
+        ValueError: a plan for other data.
+        DatasetError: the split is closed.
+    """
+
+    def __init__(
+        self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer] | None = None
+    ) -> None:
+        if plan.layout != tuple(data.layout):
+            raise ValueError("the plan was made for other data; make it with Plan(layout=data.layout, ...)")
+        self._data, self._plan, self._epochs = data, plan, epochs
+        if buffers is None:
+            most = min(plan.batch_size, max(shape.rows for shape in plan.layout))
+            buffers = [BatchBuffer(most, max(data.bounds)) for _ in range(READ_AHEAD + 2)]
+        self._buffers = list(buffers)
+        self.ahead = len(self._buffers) - 2
+        """batches that may wait while one is in hand and the next one is being submitted"""
+        self._pending: deque[tuple[int, int, int, int]] = deque()
+        self._start()
+
+    @property
+    def waiting(self) -> int:
+        """Batches submitted and not yet taken."""
+        return len(self._pending)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would not wait."""
+        return bool(self._pending) and self._process == os.getpid() and bool(self._producer.ready())
+
+    @property
+    def chunks_decoded(self) -> int:
+        """Chunks read and decoded so far."""
+        return int(self._producer.reader.chunks_decoded)
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Their decoded tokens in bytes."""
+        return int(self._producer.reader.bytes_decoded)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of memory that decoded chunks take now."""
+        return int(self._producer.reader.resident_bytes())
+
+    def submit(self, epoch: int, step: int, begin: int, end: int) -> None:
+        """Ask for rows begin .. end, of batch_size, of a step's batch; a short batch is cut in proportion."""
+        self._adopt()
+        self._producer.submit(epoch, step, begin, end)
+        self._pending.append((epoch, step, begin, end))
+
+    def take(self) -> Taken:
+        """The next batch; its buffer is filled again by the len(buffers)-th submit after its own.
+
+        Raises:
+            DatasetError: damaged data, or the split was closed.
+            ValueError: nothing was submitted.
+        """
+        self._adopt()
+        if not self._pending:
+            raise ValueError("no batch was submitted that is still to be taken")
+        if self._closed():
+            raise self._data.closed_error()
+        try:
+            buffer, bucket, number, whole_rows, rows = self._producer.take()
+        except ChunkFault as fault:
+            raise self._data.explain(fault) from None
+        finally:
+            self._pending.popleft()
+        batch = self._buffers[buffer].view(rows, self._data.bounds[bucket])
+        return Taken(bucket, number, whole_rows, batch)
+
+    def close(self) -> None:
+        """End the thread; batches that wait are dropped."""
+        self._finish()
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _closed(self) -> bool:
+        return not self._finish.alive
+
+    def _start(self) -> None:
+        windows = [
+            max(1, min(window, -(-shape.rows // shape.chunk_rows)))
+            for window, shape in zip(self._plan.windows, self._plan.layout, strict=True)
+        ]
+        # The window in use, the next one, and a chunk on either side.
+        reader = self._data.make_reader([2 * window + 2 for window in windows], self)
+        arrays = [buffer.arrays for buffer in self._buffers]
+        self._producer = BatchProducer(reader, self._plan.make_order(), arrays, windows, self._epochs)
+        self._process = os.getpid()
+        thread = threading.Thread(target=self._producer.run, name="batch-producer", daemon=True)
+        thread.start()
+        self._finish = weakref.finalize(self, _end, self._producer, thread, self._process)
+
+    def _adopt(self) -> None:
+        """In a forked child, which has no thread yet and whose locks may be held by nobody: start anew."""
+        if self._process == os.getpid() or self._closed():
+            return
+        self._finish.detach()
+        # The batch in hand keeps its memory.
+        self._buffers = [BatchBuffer(len(buffer.arrays[1]), max(self._data.bounds)) for buffer in self._buffers]
+        self._start()
+        for request in self._pending:
+            self._producer.submit(*request)
+
+
+def _end(producer: BatchProducer, thread: threading.Thread, process: int) -> None:
+    if process == os.getpid():
+        producer.stop()
+        thread.join()
