@@ -31,6 +31,8 @@ from native.format import (
 from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CHUNK_ROWS = 2048
+LZ4_PLANES = {"shuffle": True, **hdf5plugin.LZ4()}
+"""h5py's options for tokens: most ids are small, so that their upper bytes compress well where they stand together"""
 PART_BYTES = 256 << 20
 """decoded tokens per part file, about"""
 
@@ -195,8 +197,7 @@ class _PartWriter:
                 writer.token_type,
                 chunks=(self.chunk_rows, bound),
                 maxshape=(max(padded, self.chunk_rows), bound),
-                # Most ids are small: split into planes of bytes, the upper ones compress well.
-                **({"shuffle": True, **hdf5plugin.LZ4()} if writer.compress else {}),
+                **(LZ4_PLANES if writer.compress else {}),
             )
             group.create_dataset("lengths", (count,), "<u2")
             group.create_dataset("stars", (count,), "|u1")
