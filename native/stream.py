@@ -59,7 +59,7 @@ class BatchStream:
         data: the opened split.
         plan: made for its layout.
         epochs: where reading will end at the latest: nothing is decoded ahead for an epoch from this one on.
-        buffers: at least 2; all but one may wait to be taken. By default enough for READ_AHEAD.
+        buffers: at least 3, each with room for the largest part that is submitted; see `ahead`.
 
     Raises:
         ValueError: a plan for other data.
@@ -67,14 +67,11 @@ class BatchStream:
     """
 
     def __init__(
-        self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer] | None = None
+        self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer]
     ) -> None:
         if plan.layout != tuple(data.layout):
             raise ValueError("the plan was made for other data; make it with Plan(layout=data.layout, ...)")
         self._data, self._plan, self._epochs = data, plan, epochs
-        if buffers is None:
-            most = min(plan.batch_size, max(shape.rows for shape in plan.layout))
-            buffers = [BatchBuffer(most, max(data.bounds)) for _ in range(READ_AHEAD + 2)]
         self._buffers = list(buffers)
         self.ahead = len(self._buffers) - 2
         """batches that may wait while one is in hand and the next one is being submitted"""
