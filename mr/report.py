@@ -47,9 +47,13 @@ def _splits(manifest: Mapping[str, Any]) -> list[str]:
 def _words(manifest: Mapping[str, Any]) -> list[str]:
     words = manifest["statistics"]["training_words"]
     bounds = " ".join(map(str, manifest["bucket_bounds"]))
+    stored, *raw = (manifest["storage"][name] for name in ("stored_bytes", "bucket_bytes", "longest_bytes"))
+    by_bucket, by_longest = (f"{stored / max(size, 1):.1%}" for size in raw)
     covered = f" ({words['in_vocabulary'] / words['all']:.2%} of the training text)" if words["all"] else ""
     return [
         f"vocabulary: {manifest['vocabulary']['words']:,} of {words['different']:,} different words{covered}",
         f"buckets: padded lengths {bounds}",
+        f"tokens on disk: {stored / 1e6:.1f} MB, {by_bucket} of {manifest['token_type']} numbers at these lengths, "
+        f"{by_longest} at length {manifest['bucket_bounds'][-1]} for all",
         f"digest: {manifest['digest']}",
     ]

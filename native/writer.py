@@ -151,9 +151,19 @@ class DatasetWriter:
             "parts": parts,
         }
         manifest["digest"] = json_digest(manifest)
-        manifest |= {"counts": dict(counts), **(extra or {})}
+        manifest |= {"counts": dict(counts), "storage": self._storage(), **(extra or {})}
         write_durably(self.folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
         return manifest
+
+    def _storage(self) -> dict[str, int]:
+        """Bytes of all tokens: as stored, padded to their buckets' bounds, and padded to the longest bound."""
+        per_bucket = np.array([self.rows[split] for split in SPLITS], np.int64).sum(axis=0)
+        size = self.token_type.itemsize
+        return {
+            "stored_bytes": sum(part.stored_bytes for split in SPLITS for part in self._parts[split]),
+            "bucket_bytes": int(per_bucket @ np.array(self.bounds)) * size,
+            "longest_bytes": int(per_bucket.sum()) * self.bounds[-1] * size,
+        }
 
     def abort(self) -> None:
         """Remove what was written."""
@@ -186,7 +196,7 @@ class _PartWriter:
         self.whole_path = writer.folder / path
         self.file = h5py.File(self.whole_path, "w", libver=("v110", "v110"))
         self.written = [0] * len(rows)
-        self.tokens_written = 0
+        self.tokens_written = self.stored_bytes = 0
         for bound, count in zip(self.bounds, rows, strict=True):
             group = self.file.create_group(group_name(bound))
             # maxshape leaves room for a last chunk that is wider than the rows there are
@@ -239,7 +249,9 @@ class _PartWriter:
         index_digest = hashlib.sha256()
         with h5py.File(self.whole_path, "r") as file:
             for bound in self.bounds:
-                read_chunk_index(file[group_name(bound)], bound, self.chunk_rows).update_digest(index_digest)
+                index = read_chunk_index(file[group_name(bound)], bound, self.chunk_rows)
+                index.update_digest(index_digest)
+                self.stored_bytes += int(index.sizes.sum())
         sync(self.whole_path)
         return {
             "path": self.path,
