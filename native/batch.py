@@ -32,8 +32,11 @@ class BatchBuffer:
     def __init__(self, rows: int, bound: int, allocate: Callable[[int, type], np.ndarray] = np.empty) -> None:
         self.arrays = allocate(rows * bound, np.int32), allocate(rows, np.int32), allocate(rows, np.uint8)
         """tokens, lengths, stars; flat"""
+        self._batch: Batch | None = None
 
     def view(self, rows: int, bound: int) -> Batch:
         """A batch of this shape in the buffer's memory; it replaces what the buffer held."""
-        tokens, lengths, stars = self.arrays
-        return Batch(tokens[: rows * bound].reshape(rows, bound), lengths[:rows], stars[:rows])
+        if self._batch is None or self._batch.tokens.shape != (rows, bound):
+            tokens, lengths, stars = self.arrays
+            self._batch = Batch(tokens[: rows * bound].reshape(rows, bound), lengths[:rows], stars[:rows])
+        return self._batch

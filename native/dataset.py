@@ -29,7 +29,7 @@ from native.format import (
     read_vocabulary,
 )
 from native.reader import CHECKSUM_FAULT, FAULTS, ROW_CHECKSUM_FAULT, ChunkFault, ChunkReader
-from native.stream import READ_AHEAD, BatchPlan, BatchStream
+from native.stream import BatchPlan, BatchStream
 from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CACHE_BYTES = 512 << 20
@@ -184,10 +184,7 @@ class Dataset:
         self, plan: BatchPlan, epoch: int, step: int, last_epoch: int, begin: int, end: int
     ) -> Iterator[Batch]:
         wanted = ((e, s) for e in range(epoch, last_epoch) for s in range(step if e == epoch else 0, plan.order.steps))
-        rows = min(plan.batch_size, max(shape.rows for shape in plan.layout))
-        count = max(READ_AHEAD, min(14, 4096 // rows)) + 2
-        buffers = [BatchBuffer(rows, max(self.bounds)) for _ in range(count)]
-        with BatchStream(self, plan, last_epoch, buffers) as stream:
+        with BatchStream(self, plan, last_epoch) as stream:
             for place in wanted:
                 stream.submit(*place, begin, end)
                 if stream.waiting == stream.ahead + 1:

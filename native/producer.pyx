@@ -5,6 +5,7 @@ The trainer submits what it will want (epoch, step, its part of the batch) and t
 Between batches, when the ring is full, the thread decodes the chunks of each bucket's next shuffle window one by one:
 a window would otherwise be decoded all at once by its first batch, and the trainer would wait for it.
 """
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
@@ -169,7 +170,7 @@ cdef class BatchProducer:
         """
         cdef Slot* slot
         while not self.wait():
-            pass  # a signal's handler has run, and has not raised
+            PyErr_CheckSignals()  # Ctrl-C must not wait for a disk that does not answer
         if self.stopping or self.filled == self.taken:
             raise ValueError("there is no batch to take: none was submitted, or the producer was stopped")
         number = self.taken % self.ring
@@ -218,7 +219,8 @@ cdef class BatchProducer:
                     self.fill(&self.slots[self.filled % self.ring])
                     pthread_mutex_lock(&self.mutex)
                     self.filled += 1
-                    pthread_cond_signal(&self.served)
+                    if self.filled - self.taken >= self.wake_at or self.filled == self.submitted:
+                        pthread_cond_signal(&self.served)
                     continue
                 bucket = self.bucket_to_read_ahead()
                 if bucket >= 0:

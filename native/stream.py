@@ -59,7 +59,8 @@ class BatchStream:
         data: the opened split.
         plan: made for its layout.
         epochs: where reading will end at the latest: nothing is decoded ahead for an epoch from this one on.
-        buffers: at least 3, each with room for the largest part that is submitted; see `ahead`.
+        buffers: at least 3, each with room for the largest part that is submitted; see `ahead`. By default enough
+            for READ_AHEAD batches, and for some 4,096 rows.
 
     Raises:
         ValueError: a plan for other data.
@@ -67,12 +68,12 @@ class BatchStream:
     """
 
     def __init__(
-        self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer]
+        self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer] | None = None
     ) -> None:
         if plan.layout != tuple(data.layout):
             raise ValueError("the plan was made for other data; make it with Plan(layout=data.layout, ...)")
         self._data, self._plan, self._epochs = data, plan, epochs
-        self._buffers = list(buffers)
+        self._buffers = list(buffers or _make_ring(data, plan))
         self.ahead = len(self._buffers) - 2
         """batches that may wait while one is in hand and the next one is being submitted"""
         self._pending: deque[tuple[int, int, int, int]] = deque()
@@ -167,6 +168,12 @@ class BatchStream:
         self._start()
         for request in self._pending:
             self._producer.submit(*request)
+
+
+def _make_ring(data: Dataset, plan: BatchPlan) -> list[BatchBuffer]:
+    rows = min(plan.batch_size, max(shape.rows for shape in plan.layout))
+    ahead = max(READ_AHEAD, min(14, 4096 // rows))
+    return [BatchBuffer(rows, max(data.bounds)) for _ in range(ahead + 2)]
 
 
 def _end(producer: BatchProducer, thread: threading.Thread, process: int) -> None:

@@ -1,0 +1,10 @@
+"""Measurements on the user's own machine: one module a question, each a command that prints one JSON object last.
+
+python -m benchmarks.reader      the reader against memcpy and against other loaders, rows/s on one core
+python -m benchmarks.input       how long a trainer waits for its input
+python -m benchmarks.shuffle     training with a windowed shuffle against a full one
+python -m benchmarks             all of them, one after the other (`make bench`)
+"""
+
+BENCHMARKS = ("reader", "input", "shuffle")
+"""modules of this package that `python -m benchmarks` runs, in this order"""
