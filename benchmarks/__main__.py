@@ -1,6 +1,7 @@
 """Run every benchmark, one after the other.
 
 The last line is one JSON object, {"benchmarks": {name: its object}, "missed": [targets that were not reached]}.
+Each one's object is also written to benchmarks/results/NAME.json.
 A benchmark that fails is told and does not stop the others; the exit status is then 1. Missed targets are no failure.
 """
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(name: str) -> dict[str, Any] | None:
     """Run one benchmark and show what it prints; its JSON object, None when it failed."""
     print(f"== {name}", flush=True)
-    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    result = ROOT / "benchmarks" / "results" / f"{name}.json"
+    result.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--result", str(result)]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None

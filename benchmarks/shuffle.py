@@ -34,7 +34,7 @@ EPOCHS = 3
 BATCH_SIZE = 128
 MOST_ROWS = 30_000
 SPREADS = 2.0
-"""a windowed loss may be above that of the full shuffle by this many standard deviations of the seeds' losses, or 2 %"""
+"""a windowed loss may lie above the full shuffle's by this many standard deviations of the seeds' losses, or by 2 %"""
 
 
 def generated(folder: Path) -> Path:

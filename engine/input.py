@@ -19,6 +19,8 @@ from native.batch import Batch, BatchBuffer
 from native.dataset import Dataset
 from native.stream import READ_AHEAD, BatchStream
 
+_KNOWN_VIEWS = 16
+
 
 @dataclass(frozen=True)
 class LocalBatch:
@@ -71,6 +73,7 @@ class ReviewSource:
     ) -> None:
         self.data, self.plan, self.device = data, plan, torch.device(device)
         self._target_of = target_of or partial(classes_of, classes=2)
+        self._views: dict[int, tuple[Batch, tuple[Tensor, ...]]] = {}
         self.by_bucket = plan.layout == tuple(data.layout)
         """whether the native stream can read the plan's batches"""
         if not self.by_bucket:
@@ -81,11 +84,16 @@ class ReviewSource:
 
     def tensors(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs and target on the device; on a CPU the inputs share the batch's memory."""
-        tokens, lengths, stars = (
-            torch.from_numpy(array).to(self.device, non_blocking=True)
-            for array in (batch.tokens, batch.lengths, batch.stars)
-        )
-        return (tokens, lengths), self._target_of(stars)
+        # A buffer gives the same Batch for the same shape: its tensors are made once, not for every step.
+        known, views = self._views.get(id(batch), (None, ()))
+        if known is not batch:
+            views = tuple(torch.from_numpy(array) for array in (batch.tokens, batch.lengths, batch.stars))
+            if len(self._views) > _KNOWN_VIEWS:
+                self._views.clear()
+            self._views[id(batch)] = batch, views
+        if self.device.type != "cpu":
+            views = tuple(view.to(self.device, non_blocking=True) for view in views)
+        return views[:2], self._target_of(views[2])
 
     def buffers(self, count: int) -> list[BatchBuffer]:
         """Memory for batches of this plan, pinned where they travel to a GPU."""
@@ -151,12 +159,13 @@ class NativeReader:
         self._batches = BatchStream(source.data, source.plan, epochs, source.buffers(READ_AHEAD + 2))
         self._stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
         self._staged: deque[LocalBatch] = deque()
-        self._copies: deque[torch.cuda.Event] = deque()
+        self._copies: deque[torch.cuda.Event | None] = deque()
 
     def submit(self, epoch: int, step: int, shares: tuple[int, ...]) -> None:
         """Ask for this rank's part of a step's batch."""
-        if len(self._copies) > 1:
-            self._copies.popleft().synchronize()  # the buffer that is filled next has long been copied from
+        # The buffer that is filled next has been copied from long ago: this makes sure of it.
+        if len(self._copies) > 1 and (copied := self._copies.popleft()) is not None:
+            copied.synchronize()
         begin = sum(shares[: self._rank])
         self._batches.submit(epoch, step, begin, begin + shares[self._rank])
 
@@ -176,6 +185,7 @@ class NativeReader:
         whole = GlobalBatch(taken.bucket, taken.number, taken.whole_rows)
         rows, bound = len(taken.batch), taken.batch.tokens.shape[1]
         if not rows:
+            self._copies.append(None)
             return LocalBatch(whole, bound, 0, (), None)
         if self._stream is None:
             return LocalBatch(whole, bound, rows, *self._source.tensors(taken.batch))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from native.order import BatchOrder
 
 from native.format import BucketShape
+from native.order import BatchOrder
 
 DEFAULT_WINDOW_BYTES = 256 << 20
 

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from native.shuffle import derive_key
 from torch import Tensor, nn
 
 from engine.balance import Decision
@@ -24,6 +23,7 @@ from engine.progress import Hooks, Progress, epoch_event, shares_event
 from engine.rebalance import Rebalancer
 from engine.session import Session
 from engine.timing import ComputeTimer, RankClock
+from native.shuffle import derive_key
 
 _DROPOUT = 3  # purpose of a key
 _COLLECT_EVERY = 100

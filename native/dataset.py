@@ -53,11 +53,12 @@ class Dataset:
         self.chunk_rows: int = self.manifest["chunk_rows"]
         self._item_bytes = np.dtype(self.manifest["token_type"]).itemsize
         self._parts = [part for part in self.manifest["parts"] if part["path"].split("/")[0] == split]
-        self._descriptors: list[int] = []
+        self._files = _Files()
         self._reader: ChunkReader | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+        self.streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+        """those that read this split; closed with it"""
         try:
             indexes = [self._open_part(part) for part in self._parts]
             self.layout = [
@@ -114,8 +115,11 @@ class Dataset:
 
         Raises:
             IndexError: a row outside the bucket.
+            TypeError: rows that are no whole numbers.
             DatasetError: damaged data, with file, dataset and chunk.
         """
+        if not np.issubdtype(np.asarray(rows).dtype, np.integer):
+            raise TypeError(f"rows are row numbers, not {np.asarray(rows).dtype} values")
         bound = self.layout[bucket].bound
         batch = (buffer or BatchBuffer(len(rows), bound)).view(len(rows), bound)
         with self._usable_lock():
@@ -192,16 +196,28 @@ class Dataset:
             while stream.waiting:
                 yield stream.take().batch
 
-    def make_reader(self, slots: Sequence[int], stream: BatchStream | None = None) -> ChunkReader:
-        """A reader of its own, with a cache of `slots` chunks per bucket; closed with the split when a stream's.
+    @property
+    def is_open(self) -> bool:
+        """Whether rows can be read."""
+        return bool(self._files.descriptors)
+
+    def make_reader(self, slots: Sequence[int]) -> ChunkReader:
+        """A reader of its own, with a cache of `slots` chunks per bucket.
 
         Raises:
             DatasetError: the split is closed.
         """
-        if not self._descriptors:
+        if not self.is_open:
             raise self.closed_error()
-        if stream is not None:
-            self._streams.add(stream)
+        # A bound method would make a cycle, and a forgotten dataset would wait for the garbage collector.
+        this = weakref.ref(self)
+
+        def fallback(bucket: int, chunk: int) -> tuple[np.ndarray, ...]:
+            data = this()
+            if data is None:
+                raise DatasetError("the dataset was closed while it was read")
+            return data._read_through_h5py(bucket, chunk)
+
         return ChunkReader(
             bounds=self.bounds,
             rows=[shape.rows for shape in self.layout],
@@ -211,17 +227,17 @@ class Dataset:
             ids=self.ids,
             codecs=load_codecs() or (0, 0),
             index=self._index,
-            fallback=self._read_through_h5py,
+            fallback=fallback,
+            files=self._files,
         )
 
     def close(self) -> None:
         """Close the files, and the streams that read them; reading afterwards is an error."""
-        for stream in list(self._streams):
+        for stream in list(self.streams):
             stream.close()
         with self._usable_lock():
             self._reader = None
-            while self._descriptors:
-                os.close(self._descriptors.pop())
+            self._files.close()
 
     def closed_error(self) -> DatasetError:
         """What reading a closed split raises."""
@@ -230,8 +246,8 @@ class Dataset:
     def _usable_lock(self) -> threading.Lock:
         # In a forked child another thread of the parent may have held the lock, in the middle of filling the cache.
         if self._process != os.getpid():
-            self._process, self._lock = os.getpid(), threading.Lock()
             self._reader = self.make_reader(self._slots) if self._reader is not None else None
+            self._lock, self._process = threading.Lock(), os.getpid()
         return self._lock
 
     def _checked_reader(self) -> ChunkReader:
@@ -265,18 +281,23 @@ class Dataset:
     def _open_part(self, part: dict[str, Any]) -> list[ChunkIndex]:
         path = self.folder / part["path"]
         try:
-            self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self._files.descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             with h5py.File(path, "r") as file:
                 groups = [file.get(group_name(bound)) for bound in self.bounds]
                 if not all(isinstance(group, h5py.Group) for group in groups):
                     raise DatasetError(f"{path}: a bucket's group is missing; {MANIFEST} names {self.bounds}")
+                types = {
+                    group["tokens"].dtype.name for group in groups if isinstance(group.get("tokens"), h5py.Dataset)
+                }
+                if types - {self.manifest["token_type"]}:
+                    raise DatasetError(f"{path}: tokens are {types}, {MANIFEST} says {self.manifest['token_type']}")
                 indexes = [
                     read_chunk_index(group, bound, self.chunk_rows)
                     for group, bound in zip(groups, self.bounds, strict=True)
                 ]
         except FileNotFoundError:
             raise DatasetError(f"{path}: missing, but named in {MANIFEST}; copy or make the dataset again") from None
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, IndexError, OverflowError) as error:
             raise DatasetError(f"{path}: not readable as HDF5 ({error}); copy or make the dataset again") from None
         digest = hashlib.sha256()
         for index in indexes:
@@ -290,6 +311,12 @@ class Dataset:
         found = [shape.rows for shape in self.layout]
         if wanted != found:
             raise DatasetError(f"{self.folder}: {self.split} holds {found} rows per bucket, {MANIFEST} says {wanted}")
+        for bound, chunks, rows in zip(self.bounds, self._part_chunks, found, strict=True):
+            if sum(chunks) != -(-rows // self.chunk_rows):
+                raise DatasetError(
+                    f"{self.folder}: {self.split}, bucket {bound}: a part before the last one ends with a short chunk; "
+                    "the dataset must be made again"
+                )
 
     def _whole_index(self, indexes: list[list[ChunkIndex]]) -> dict[str, np.ndarray]:
         usable = load_codecs() is not None
@@ -298,7 +325,7 @@ class Dataset:
 
     def _bucket_index(self, parts: list[ChunkIndex], usable: bool) -> dict[str, np.ndarray]:
         columns: dict[str, list[np.ndarray]] = {}
-        for part, descriptor in zip(parts, self._descriptors, strict=True):
+        for part, descriptor in zip(parts, self._files.descriptors, strict=True):
             chunks = len(part.offsets)
             first = np.arange(chunks, dtype=np.int64) * self.chunk_rows
             native = usable and part.lengths_offset >= 0 and part.stars_offset >= 0
@@ -334,18 +361,42 @@ class Dataset:
 
     def _read_through_h5py(self, bucket: int, chunk: int) -> tuple[np.ndarray, ...]:
         path, inside = self._place(bucket, chunk)
-        start = inside * self.chunk_rows
-        with h5py.File(path, "r") as file:
-            group = file[group_name(self.bounds[bucket])]
-            tokens, lengths, stars = (
-                group[name][start : start + self.chunk_rows] for name in ("tokens", "lengths", "stars")
-            )
-            stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if group["tokens"].chunks else tokens.tobytes()
-            if xxh3_64_intdigest(stored) != group["checksums"][inside]:
-                raise self.explain(ChunkFault(bucket, CHECKSUM_FAULT, chunk))
-            if xxh3_64_intdigest(lengths.tobytes() + stars.tobytes()) != group["row_checksums"][inside]:
-                raise self.explain(ChunkFault(bucket, ROW_CHECKSUM_FAULT, chunk))
+        entry, start = self._first_chunk(bucket) + chunk, inside * self.chunk_rows
+        rows = min(self.chunk_rows, self.layout[bucket].rows - chunk * self.chunk_rows)
+        try:
+            with h5py.File(path, "r") as file:
+                group = file[group_name(self.bounds[bucket])]
+                tokens, lengths, stars = (group[name][start : start + rows] for name in ("tokens", "lengths", "stars"))
+                whole = group["tokens"].chunks
+                stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if whole else tokens.tobytes()
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise DatasetError(
+                f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: libhdf5 cannot read it ({error}); "
+                "copy the file again or make the dataset again"
+            ) from None
+        # Against the checksums that were verified when the split was opened, not those in the file now.
+        if xxh3_64_intdigest(stored) != self._index["checksum"][entry]:
+            raise self.explain(ChunkFault(bucket, CHECKSUM_FAULT, chunk))
+        if xxh3_64_intdigest(lengths.tobytes() + stars.tobytes()) != self._index["row_checksum"][entry]:
+            raise self.explain(ChunkFault(bucket, ROW_CHECKSUM_FAULT, chunk))
         return tokens, lengths, stars
+
+
+class _Files:
+    """Open descriptors, closed when nobody holds this any more: a reader may outlive its dataset by a moment."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+        self._finish = weakref.finalize(self, _close_descriptors, self.descriptors)
+
+    def close(self) -> None:
+        """Close them all."""
+        _close_descriptors(self.descriptors)
+
+
+def _close_descriptors(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _warn_slow(where: str, why: str) -> None:

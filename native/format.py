@@ -3,7 +3,7 @@
     dataset.json      manifest, written last: a folder without it is not a dataset
     vocabulary.txt    one word a line; line i is the word of id i + 2 (0 pads, 1 is an unknown word)
     train/ validation/ test/   part-NNNNN.h5, each with one group per length bucket ("0032"):
-        tokens    uint16|uint32 [rows, L]  chunks (R, L), LZ4; padded on the right with 0
+        tokens    uint16|uint32 [rows, L]  chunks (R, L), byte shuffle and LZ4; padded on the right with 0
         lengths   uint16 [rows]            1..L
         stars     uint8  [rows]            1..5
         checksums uint64 [chunks]          XXH3 of each token chunk's stored bytes
@@ -246,6 +246,8 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
         return f"chunk_rows {manifest['chunk_rows']!r} is not a number from 1 to {MAX_CHUNK_ROWS}"
     if not isinstance(bounds, list) or not bounds or not all(_is_count(bound, 1, MAX_BOUND) for bound in bounds):
         return f"bucket_bounds must be numbers from 1 to {MAX_BOUND}"
+    if len({part["path"] for part in parts if isinstance(part, dict) and "path" in part}) != len(parts):
+        return "parts must each have path, digest and index_digest, and each path once"
     if bounds != sorted(set(bounds)):
         return "bucket_bounds do not ascend"
     if manifest["token_type"] not in ("uint16", "uint32"):

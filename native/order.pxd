@@ -27,6 +27,7 @@ ctypedef struct Window:
 ctypedef struct Bucket:
     int64_t rows
     int64_t chunk_rows
+    int chunk_shift     # log2(chunk_rows), -1 where it is no power of two
     int64_t chunks
     int64_t width       # chunks of a full window
     int64_t missing     # rows that the last chunk lacks

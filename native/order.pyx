@@ -103,9 +103,9 @@ cdef void draw(const Window* window, int64_t first, int64_t count, Item* items, 
 cdef class BatchOrder:
     """The batches of a split's buckets, in O(1) memory.
 
-    Batch k of a bucket is positions kB .. (k+1)B of its order, so there is one short batch per bucket and epoch. Inside a batch rows stand in chunk order; where a batch
-    reaches into the next window, the chunks of both stand side by side by their place in their window, so that the
-    same slice of the batch means the same slice of either window.
+    Batch k of a bucket is positions kB .. (k+1)B of its order, so there is one short batch per bucket and epoch.
+    Inside a batch rows stand in chunk order; where a batch reaches into the next window, the chunks of both stand side
+    by side by their place in their window, so that the same slice of the batch means the same slice of either window.
 
     Args:
         rows: rows per bucket, 0 allowed.
@@ -138,6 +138,8 @@ cdef class BatchOrder:
         for b in range(self.buckets):
             bucket = &self.bucket[b]
             bucket.rows, bucket.chunk_rows = rows[b], chunk_rows[b]
+            power = chunk_rows[b] & (chunk_rows[b] - 1) == 0
+            bucket.chunk_shift = int(chunk_rows[b]).bit_length() - 1 if power else -1
             bucket.chunks = (bucket.rows + bucket.chunk_rows - 1) // bucket.chunk_rows
             # Windows of about one width: a last one of few chunks would upset the slices of the batch that reaches it.
             width = min(windows[b], max(1, bucket.chunks))
@@ -154,6 +156,8 @@ cdef class BatchOrder:
         self.items = <Item*>malloc(largest * sizeof(Item))
         self.spare = <Item*>malloc(largest * sizeof(Item))
         self.pending = <int64_t*>malloc(largest * sizeof(int64_t))
+        if self.steps > <int64_t>1 << 40:
+            raise ValueError(f"{self.steps} steps an epoch are more than 2^40: take larger batches than {batch_size}")
         self.rounds = min((self.steps + ROUND_STEPS - 1) // ROUND_STEPS, MOST_ROUNDS)
         room = self.steps // self.rounds + self.buckets + 1
         self.round_buckets = <int64_t*>malloc(room * sizeof(int64_t))
@@ -175,6 +179,11 @@ cdef class BatchOrder:
         free(self.round_buckets)
         free(self.round_numbers)
 
+    @property
+    def widths(self):
+        """Chunks of a shuffle window, per bucket."""
+        return [self.bucket[b].width for b in range(self.buckets)]
+
     def batch(self, int64_t epoch, int64_t step):
         """The batch of a step: (bucket, number k within the bucket, rows).
 
@@ -193,7 +202,7 @@ cdef class BatchOrder:
             IndexError: no such batch.
         """
         cdef Place place
-        if not 0 <= bucket < self.buckets or number < 0 or number * self.batch_size >= self.bucket[bucket].rows:
+        if not 0 <= bucket < self.buckets or not 0 <= number < self.bucket[bucket].batches:
             raise IndexError(f"bucket {bucket} has no batch {number}")
         place.bucket, place.number = bucket, number
         place.rows = min(self.batch_size, self.bucket[bucket].rows - number * self.batch_size)
@@ -279,7 +288,7 @@ cdef class BatchOrder:
             draw(window, position - window.first, stop - position, items + done, self.pending)
             while position < stop:
                 row = items[done].row
-                i = row // size
+                i = row >> bucket.chunk_shift if bucket.chunk_shift >= 0 else row // size
                 inside = row - i * size
                 items[done].row = window.chunks[i] * size + inside
                 if spread > 1:  # side by side with the other windows' chunks; a bucket's last window may be narrower

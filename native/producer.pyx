@@ -71,13 +71,13 @@ cdef class BatchProducer:
         order: this producer's own.
         buffers: tuples of C-contiguous arrays (tokens int32 [any], lengths int32 [n], stars uint8 [n]), each with
             room for the largest part of a batch that is submitted.
-        window_chunks: chunks of a shuffle window per bucket.
         epochs: no chunk is decoded ahead for this epoch or a later one.
     """
 
     cdef readonly ChunkReader reader
     cdef BatchOrder order
     cdef object buffers
+    cdef list errors                        # per buffer: what reading through h5py raised
     cdef int64_t epochs, ring, submitted, filled, taken, room_rows, room_tokens, most_rows, longest, buckets, wake_at
     cdef Slot* slots
     cdef Ahead* ahead
@@ -86,13 +86,20 @@ cdef class BatchProducer:
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t work, served
 
-    def __cinit__(self, ChunkReader reader, BatchOrder order, buffers, window_chunks, int64_t epochs):
+    def __cinit__(self, ChunkReader reader, BatchOrder order, buffers, int64_t epochs):
         cdef int32_t[::1] tokens, lengths
         cdef uint8_t[::1] stars
         cdef pthread_condattr_t attributes
         cdef int64_t i
         self.reader, self.order, self.buffers, self.epochs = reader, order, buffers, epochs
         self.ring, self.buckets = len(buffers), reader.buckets
+        self.errors = [None] * self.ring
+        if order.buckets != reader.buckets:
+            raise ValueError(f"the order has {order.buckets} buckets, the data {reader.buckets}")
+        for i in range(self.buckets):
+            if order.bucket[i].rows != reader.rows[i] or order.bucket[i].chunk_rows != reader.chunk_rows:
+                raise ValueError(f"the order was made for {order.bucket[i].rows} rows in bucket {i} in chunks of "
+                                 f"{order.bucket[i].chunk_rows}, not for {reader.rows[i]} in {reader.chunk_rows}")
         # Small batches come in larger rings, and several are filled at a time: waking a thread for each would take longer
         # than filling it.
         self.wake_at = max(1, (self.ring - 2) // 2)
@@ -111,8 +118,8 @@ cdef class BatchProducer:
             raise MemoryError()
         for i in range(self.buckets):
             self.ahead[i].index = -1
-            self.ahead[i].current = <int64_t*>malloc(window_chunks[i] * sizeof(int64_t))
-            self.ahead[i].coming = <int64_t*>malloc(window_chunks[i] * sizeof(int64_t))
+            self.ahead[i].current = <int64_t*>malloc(order.bucket[i].width * sizeof(int64_t))
+            self.ahead[i].coming = <int64_t*>malloc(order.bucket[i].width * sizeof(int64_t))
             if self.ahead[i].current == NULL or self.ahead[i].coming == NULL:
                 raise MemoryError()
         pthread_mutex_init(&self.mutex, NULL)
@@ -133,6 +140,11 @@ cdef class BatchProducer:
 
     def ready(self):
         """Whether a batch waits to be taken."""
+        if self.filled == self.taken and self.submitted > self.filled:
+            with nogil:
+                pthread_mutex_lock(&self.mutex)
+                pthread_cond_signal(&self.work)
+                pthread_mutex_unlock(&self.mutex)
         return self.filled > self.taken
 
     def submit(self, int64_t epoch, int64_t step, int64_t begin, int64_t end):
@@ -161,12 +173,13 @@ cdef class BatchProducer:
         pthread_mutex_unlock(&self.mutex)
 
     def take(self):
-        """Wait for the next batch: (buffer's number, bucket, number k, rows of the whole batch, rows here).
+        """Wait for the next batch: (buffer's number, bucket, number k, rows of the whole batch, rows here, problem).
+
+        The problem is None, or an exception in the batch's place: ChunkFault, or what reading through h5py raised.
+        For one thread at a time.
 
         Raises:
             ValueError: nothing was submitted, or the producer was stopped.
-            ChunkFault: a chunk is damaged.
-            Exception: what reading through h5py raised.
         """
         cdef Slot* slot
         while not self.wait():
@@ -176,8 +189,8 @@ cdef class BatchProducer:
         number = self.taken % self.ring
         slot = &self.slots[number]
         self.taken += 1
-        self.reader.raise_for(slot.place.bucket, slot.trouble.fault, slot.trouble.place)
-        return number, slot.place.bucket, slot.place.number, slot.place.rows, slot.rows
+        problem, self.errors[number] = self.errors[number], None
+        return number, slot.place.bucket, slot.place.number, slot.place.rows, slot.rows, problem
 
     cdef bint wait(self):
         """Wait for a filled slot, but not for long; whether there is one, or never will be."""
@@ -243,12 +256,15 @@ cdef class BatchProducer:
             return
         self.order.rows_into(slot.epoch, slot.place, begin, end, self.row_numbers)
         for i in range(slot.rows):
-            chunk = self.row_numbers[i] // self.reader.chunk_rows
+            chunk = self.reader.chunk_of(self.row_numbers[i])
             if chunk != last:
                 self.reader.advise(slot.place.bucket, chunk)
                 last = chunk
         slot.trouble = self.reader.gather(
             slot.place.bucket, self.row_numbers, slot.rows, slot.tokens, slot.lengths, slot.stars)
+        if slot.trouble.fault != NONE:
+            with gil:
+                self.errors[slot - self.slots] = self.reader.problem(slot.place.bucket, slot.trouble)
         self.follow(slot)
 
     cdef void follow(self, const Slot* slot) noexcept nogil:

@@ -81,7 +81,7 @@ cdef Fault decode_lz4(lz4_function lz4, const uint8_t* source, int64_t size, uin
         stored = big_endian_32(source + at)
         at += 4
         plain = min(block, wanted - done)
-        if stored < 1 or stored > size - at:
+        if stored < 1 or stored > size - at or stored > 0x7FFFFFFF:
             return LZ4
         if stored == plain:
             memcpy(target + done, source + at, plain)
@@ -119,17 +119,19 @@ cdef class ChunkReader:
         index: arrays with an entry per chunk, bucket after bucket: descriptor int32, offset, size int64, filters
             uint8, checksum, row_checksum uint64, lengths_offset, stars_offset int64 (those of the chunk's first row).
         fallback: called as fallback(bucket, chunk) -> (tokens, lengths, stars) for chunks whose offset is -1.
+        files: whatever keeps the descriptors open; held as long as the reader lives.
 
     Raises:
         ValueError: impossible sizes, or an index of another size.
     """
 
-    def __cinit__(self, *, bounds, rows, slots, chunk_rows, wide, ids, codecs, index, fallback):
+    def __cinit__(self, *, bounds, rows, slots, chunk_rows, wide, ids, codecs, index, fallback, files):
         if not (1 <= chunk_rows <= 1 << 20 and len(bounds) == len(rows) == len(slots)
                 and all(1 <= bound <= 9_999 for bound in bounds) and all(0 <= count <= 1 << 48 for count in rows)):
             raise ValueError(f"impossible sizes: bounds {bounds}, chunk_rows {chunk_rows}, rows {rows}")
         chunks = [-(-count // chunk_rows) for count in rows]
         self.buckets, self.chunk_rows = len(bounds), chunk_rows
+        self.chunk_shift = chunk_rows.bit_length() - 1 if chunk_rows & (chunk_rows - 1) == 0 else -1
         self.bounds, self.rows = np.array(bounds, np.int64), np.array(rows, np.int64)
         self.chunk_base = np.cumsum([0, *chunks], dtype=np.int64)
         self.slot_base = np.cumsum([0, *(max(1, min(s, c)) for s, c in zip(slots, chunks))], dtype=np.int64)
@@ -138,7 +140,7 @@ cdef class ChunkReader:
         self.ids = ids
         self.lz4 = <lz4_function><size_t>codecs[0]
         self.xxh3 = <xxh3_function><size_t>codecs[1]
-        self.fallback = fallback
+        self.fallback, self.files = fallback, files
         self.descriptors, self.offsets, self.sizes = index["descriptor"], index["offset"], index["size"]
         self.lengths_offsets, self.stars_offsets = index["lengths_offset"], index["stars_offset"]
         self.filters = index["filters"]
@@ -189,17 +191,20 @@ cdef class ChunkReader:
         if count:
             with nogil:
                 trouble = self.gather(bucket, &rows[0], count, &tokens[0, 0], &lengths[0], &stars[0])
-            self.raise_for(bucket, trouble.fault, trouble.place)
+            problem = self.problem(bucket, trouble)
+            if problem is not None:
+                raise problem
 
-    def raise_for(self, int64_t bucket, int fault, int64_t place):
-        """Raise what a fault stands for; nothing for none."""
-        if fault == NONE:
-            return
-        if fault == OUTSIDE:
-            raise IndexError(f"row {place} lies outside the bucket's {self.rows[bucket]} rows")
-        if fault == FALLBACK:
-            raise self.error
-        raise ChunkFault(bucket, fault, place)
+    cdef object problem(self, int64_t bucket, Trouble trouble):
+        """The exception that a trouble stands for; None for none."""
+        if trouble.fault == NONE:
+            return None
+        if trouble.fault == OUTSIDE:
+            return IndexError(f"row {trouble.place} lies outside the bucket's {self.rows[bucket]} rows")
+        if trouble.fault == FALLBACK:
+            error, self.error = self.error, None
+            return error
+        return ChunkFault(bucket, <int>trouble.fault, trouble.place)
 
     def resident_bytes(self):
         """Bytes of decoded chunks that are held now."""
@@ -261,7 +266,7 @@ cdef class ChunkReader:
 
     cdef Source find(self, int64_t bucket, int64_t row) noexcept nogil:
         """Where a row lies in the cache, its memory on the way; block NULL: its chunk is not decoded."""
-        cdef int64_t chunk = row // self.chunk_rows, bound = self.bounds[bucket], i
+        cdef int64_t chunk = self.chunk_of(row), bound = self.bounds[bucket], i
         cdef int64_t slot = self.slot_of[self.chunk_base[bucket] + chunk]
         cdef const uint8_t* tokens
         cdef Source source
@@ -360,6 +365,7 @@ cdef class ChunkReader:
         cdef Fault fault
         if self.offsets[entry] < 0 or self.lengths_offsets[entry] < 0 or self.stars_offsets[entry] < 0:
             block[0] = 0
+            fault = FALLBACK
             with gil:
                 fault = self.fill_slowly(bucket, chunk, rows, block + HEADER)
         else:
@@ -405,8 +411,8 @@ cdef class ChunkReader:
             copy_bytes(found[0], tokens, rows * self.bounds[bucket] * self.token_bytes)
             copy_bytes(found[1], self.sides, rows * 2)
             copy_bytes(found[2], self.sides + rows * 2, rows)
-        except Exception as error:
-            self.error = error  # raised where the batch is asked for
+        except BaseException as error:  # whatever it is, Ctrl-C included, is raised where the rows are asked for
+            self.error = error
             return FALLBACK
         return NONE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -27,8 +28,6 @@ class BatchPlan(Protocol):
 
     layout: tuple[BucketShape, ...]
     batch_size: int
-    windows: list[int]
-    """chunks of a shuffle window per bucket"""
 
     @property
     def order(self) -> BatchOrder:
@@ -52,8 +51,8 @@ class Taken(NamedTuple):
 class BatchStream:
     """Parts of a plan's batches in the order in which they were submitted; a thread reads them meanwhile.
 
-    Works in a forked child too, where it goes on with a thread of its own. Close it, or use it as a context manager;
-    it closes itself when it is no longer referenced, with its dataset, and at the interpreter's end.
+    For one thread at a time. Works in a forked child too, where it goes on with a thread of its own. Close it, or use
+    it as a context manager; it ends when nobody holds it any more, with its dataset, and with the interpreter.
 
     Args:
         data: the opened split.
@@ -67,6 +66,8 @@ class BatchStream:
         DatasetError: the split is closed.
     """
 
+    _open = False
+
     def __init__(
         self, data: Dataset, plan: BatchPlan, epochs: int, buffers: Sequence[BatchBuffer] | None = None
     ) -> None:
@@ -74,6 +75,8 @@ class BatchStream:
             raise ValueError("the plan was made for other data; make it with Plan(layout=data.layout, ...)")
         self._data, self._plan, self._epochs = data, plan, epochs
         self._buffers = list(buffers or _make_ring(data, plan))
+        if len(self._buffers) < 3:
+            raise ValueError("at least 3 buffers are needed: one in hand, one being filled, one waiting")
         self.ahead = len(self._buffers) - 2
         """batches that may wait while one is in hand and the next one is being submitted"""
         self._pending: deque[tuple[int, int, int, int]] = deque()
@@ -107,6 +110,7 @@ class BatchStream:
     def submit(self, epoch: int, step: int, begin: int, end: int) -> None:
         """Ask for rows begin .. end, of batch_size, of a step's batch; a short batch is cut in proportion."""
         self._adopt()
+        self._require_open()
         self._producer.submit(epoch, step, begin, end)
         self._pending.append((epoch, step, begin, end))
 
@@ -115,25 +119,32 @@ class BatchStream:
 
         Raises:
             DatasetError: damaged data, or the split was closed.
-            ValueError: nothing was submitted.
+            ValueError: nothing was submitted, or the stream was closed.
         """
         self._adopt()
+        self._require_open()
         if not self._pending:
             raise ValueError("no batch was submitted that is still to be taken")
-        if self._closed():
-            raise self._data.closed_error()
         try:
-            buffer, bucket, number, whole_rows, rows = self._producer.take()
-        except ChunkFault as fault:
-            raise self._data.explain(fault) from None
-        finally:
-            self._pending.popleft()
+            buffer, bucket, number, whole_rows, rows, problem = self._producer.take()
+        except ValueError:
+            self._require_open()  # closed meanwhile by another thread
+            raise
+        self._pending.popleft()
+        if isinstance(problem, ChunkFault):
+            raise self._data.explain(problem)
+        if problem is not None:
+            raise problem
         batch = self._buffers[buffer].view(rows, self._data.bounds[bucket])
         return Taken(bucket, number, whole_rows, batch)
 
     def close(self) -> None:
         """End the thread; batches that wait are dropped."""
-        self._finish()
+        self._open = False
+        if self._process == os.getpid():
+            self._producer.stop()
+            if self._thread is not threading.current_thread():
+                self._thread.join()
 
     def __enter__(self) -> BatchStream:
         return self
@@ -141,26 +152,28 @@ class BatchStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _closed(self) -> bool:
-        return not self._finish.alive
+    def _require_open(self) -> None:
+        if not self._open:
+            raise ValueError("the stream is closed") if self._data.is_open else self._data.closed_error()
 
     def _start(self) -> None:
-        windows = [
-            max(1, min(window, -(-shape.rows // shape.chunk_rows)))
-            for window, shape in zip(self._plan.windows, self._plan.layout, strict=True)
-        ]
-        # The window in use, the next one, and a chunk on either side.
-        reader = self._data.make_reader([2 * window + 2 for window in windows], self)
+        order = self._plan.make_order()
+        # The windows of a batch (as a rule one), the next one, and a chunk on either side.
+        spans = [-(-self._plan.batch_size // (width * self._data.chunk_rows)) for width in order.widths]
+        slots = [(span + 1) * width + 2 for span, width in zip(spans, order.widths, strict=True)]
         arrays = [buffer.arrays for buffer in self._buffers]
-        self._producer = BatchProducer(reader, self._plan.make_order(), arrays, windows, self._epochs)
-        self._process = os.getpid()
-        thread = threading.Thread(target=self._producer.run, name="batch-producer", daemon=True)
-        thread.start()
-        self._finish = weakref.finalize(self, _end, self._producer, thread, self._process)
+        self._producer = BatchProducer(self._data.make_reader(slots), order, arrays, self._epochs)
+        self._process, self._open = os.getpid(), True
+        self._thread = threading.Thread(target=self._producer.run, name="batch-producer", daemon=True)
+        self._thread.start()
+        # No join here: this may run on any thread, in the middle of anything. The thread holds what it works on.
+        self._finish = weakref.finalize(self, _stop, self._producer, self._process)
+        self._data.streams.add(self)
+        _STREAMS.add(self)
 
     def _adopt(self) -> None:
         """In a forked child, which has no thread yet and whose locks may be held by nobody: start anew."""
-        if self._process == os.getpid() or self._closed():
+        if self._process == os.getpid() or not self._open:
             return
         self._finish.detach()
         # The batch in hand keeps its memory.
@@ -176,7 +189,15 @@ def _make_ring(data: Dataset, plan: BatchPlan) -> list[BatchBuffer]:
     return [BatchBuffer(rows, max(data.bounds)) for _ in range(ahead + 2)]
 
 
-def _end(producer: BatchProducer, thread: threading.Thread, process: int) -> None:
+def _stop(producer: BatchProducer, process: int) -> None:
     if process == os.getpid():
         producer.stop()
-        thread.join()
+
+
+_STREAMS: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for stream in list(_STREAMS):
+        stream.close()

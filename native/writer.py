@@ -20,6 +20,7 @@ from native.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST,
+    MAX_CHUNK_ROWS,
     VOCABULARY,
     DatasetError,
     file_digest,
@@ -70,6 +71,8 @@ class DatasetWriter:
         self.compress = compress
         if self.bounds != sorted(set(self.bounds)) or not self.bounds or not 0 < self.bounds[-1] < 10_000:
             raise DatasetError(f"bucket bounds {self.bounds} must ascend and lie in 1..9999")
+        if not 1 <= chunk_rows <= MAX_CHUNK_ROWS:
+            raise DatasetError(f"chunk_rows {chunk_rows} must lie in 1..{MAX_CHUNK_ROWS}")
         if any(len(counts) != len(self.bounds) for counts in self.rows.values()):
             raise DatasetError(f"rows must give one number per bucket ({len(self.bounds)}) for each split")
         if self.folder.exists() and any(self.folder.iterdir()):

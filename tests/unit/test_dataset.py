@@ -271,3 +271,22 @@ def test_the_writer_refuses_what_does_not_fit(tmp_path):
         writer("full")
     full.abort()
     assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_a_part_that_is_replaced_is_found_by_the_slow_way_too(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    write_dataset(tmp_path / "other", seed=6)
+    with pytest.warns(RuntimeWarning):
+        data = native.open_dataset(folder)
+    data.read_bucket(0, np.arange(64))
+    (tmp_path / "other/train/part-00000.h5").replace(folder / "train/part-00000.h5")
+    with pytest.raises(DatasetError, match="chunk 1: its stored bytes"):
+        data.read_bucket(0, np.arange(64, 128))
+    (folder / "train/part-00000.h5").write_bytes(b"no HDF5")
+    with pytest.raises(DatasetError, match="chunk 2: libhdf5 cannot read it"):
+        data.read_bucket(0, np.arange(128, 130))
+
+
+def test_rows_must_be_numbers(folder):
+    with native.open_dataset(folder) as data, pytest.raises(TypeError, match="bool"):
+        data.read_bucket(0, np.array([True, False]))

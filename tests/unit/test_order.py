@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.order import BatchOrder
 
 from engine.plan import Plan
 from native import BucketShape
+from native.order import BatchOrder
 from tests.twins import twin_batches
 
 
@@ -135,14 +135,18 @@ def test_a_batch_of_a_trillion_rows_is_computed_at_once():
         {"rows": [5], "chunk_rows": 0},
         {"rows": [5], "window": 0},
         {"rows": [5], "batch_size": 0},
+        {"rows": [2**47], "batch_size": 1},
     ],
 )
 def test_impossible_orders_are_refused(options):
-    with pytest.raises(ValueError, match=r"must be|there must be"):
+    with pytest.raises(ValueError, match=r"must be|there must be|more than 2\^40"):
         make_order(**options)
 
 
-@pytest.mark.parametrize("call", [lambda o: o.batch(0, 5), lambda o: o.rows(0, 1, 0), lambda o: o.rows(0, 0, 5)])
+@pytest.mark.parametrize(
+    "call",
+    [lambda o: o.batch(0, 5), lambda o: o.rows(0, 1, 0), lambda o: o.rows(0, 0, 5), lambda o: o.rows(0, 0, 2**62)],
+)
 def test_batches_that_are_not_there_are_refused(call):
     with pytest.raises(IndexError):
         call(make_order([5]))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.shuffle import derive_key, permute
 
+from native.shuffle import derive_key, permute
 from tests.twins import MASK, twin_permute
 
 

@@ -21,6 +21,7 @@ from engine.balance import proportional_shares
 from engine.plan import Plan
 from native import DatasetError
 from native.batch import BatchBuffer
+from native.order import BatchOrder
 from native.stream import BatchStream
 from tests.synthetic import write_dataset
 
@@ -99,7 +100,7 @@ def test_wrong_use_is_told(folder):
         with pytest.raises(ValueError, match="other data"):
             BatchStream(data, Plan(rows=100, batch_size=4, seed=1), 1)
         with (
-            BatchStream(data, plan, 1, [BatchBuffer(8, 16)] * 2) as small,
+            BatchStream(data, plan, 1, [BatchBuffer(8, 16)] * 3) as small,
             pytest.raises(ValueError, match="does not fit"),
         ):
             small.submit(0, 0, 0, 40)
@@ -174,6 +175,94 @@ def test_a_waiting_trainer_can_be_interrupted(folder, monkeypatch):
     timer.join()
 
 
+def test_an_interrupted_wait_loses_no_batch(folder, monkeypatch):
+    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    slow = threading.Event()
+    real = native.Dataset._read_through_h5py
+
+    def slowly(self, bucket, chunk):
+        slow.wait(0.3)
+        return real(self, bucket, chunk)
+
+    def alarm(*_: object) -> None:
+        raise TimeoutError
+
+    with pytest.warns(RuntimeWarning):
+        data = native.open_dataset(folder)
+    monkeypatch.setattr(native.Dataset, "_read_through_h5py", slowly)
+    before = signal.signal(signal.SIGALRM, alarm)
+    with data, BatchStream(data, plan := Plan(layout=data.layout, batch_size=10, seed=3), 1) as stream:
+        for step in range(3):
+            stream.submit(0, step, 0, 10)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(TimeoutError):
+            stream.take()
+        slow.set()
+        assert stream.waiting == 3
+        for step in range(3):
+            assert stream.take()[:2] == plan.order.batch(0, step)[:2]
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupt_inside_libhdf5_is_no_batch(folder, monkeypatch):
+    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    with pytest.warns(RuntimeWarning):
+        data = native.open_dataset(folder)
+    expected = data.read_bucket(0, np.array([300])).tokens
+    real = native.Dataset._read_through_h5py
+
+    def interrupted(self, bucket, chunk):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native.Dataset, "_read_through_h5py", interrupted)
+    with pytest.warns(RuntimeWarning):
+        other = native.open_dataset(folder)
+    with other:
+        with pytest.raises(KeyboardInterrupt):
+            other.read_bucket(0, np.array([300]))
+        monkeypatch.setattr(native.Dataset, "_read_through_h5py", real)
+        assert np.array_equal(other.read_bucket(0, np.array([300])).tokens, expected)
+
+
+def test_a_stream_forgotten_while_h5py_is_locked_waits_for_nothing(folder, monkeypatch):
+    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    with pytest.warns(RuntimeWarning):
+        data = native.open_dataset(folder)
+    stream = BatchStream(data, Plan(layout=data.layout, batch_size=10, seed=3), 1)
+    stream.submit(0, 0, 0, 10)
+    with h5py._objects.phil:  # as when the collector runs in the middle of h5py
+        del stream
+        gc.collect()
+    data.close()
+
+
+def test_an_order_for_other_rows_is_refused(folder):
+    class Wrong(Plan):
+        def make_order(self) -> BatchOrder:
+            return BatchOrder(rows=[9000, 5], chunk_rows=[64] * 2, windows=[99] * 2, batch_size=40, seed=1)
+
+    with native.open_dataset(folder) as data:
+        with pytest.raises(ValueError, match="the order was made for 9000 rows in bucket 0"):
+            BatchStream(data, Wrong(layout=data.layout, batch_size=40, seed=3), 1)
+        with pytest.raises(ValueError, match="at least 3 buffers"):
+            BatchStream(data, Plan(layout=data.layout, batch_size=40, seed=3), 1, [BatchBuffer(40, 16)] * 2)
+    with pytest.raises(DatasetError, match="closed"):
+        data.read_bucket(0, np.arange(3))
+
+
+def test_forgotten_datasets_close_their_files(folder):
+    files = psutil.Process().num_fds()
+    for _ in range(20):
+        data = native.open_dataset(folder)
+        assert len(next(data.batches(Plan(layout=data.layout, batch_size=10, seed=3)))) == 10
+        data.read([0])
+        del data
+    until = time.monotonic() + 60  # a stream's thread ends a moment later
+    while psutil.Process().num_fds() > files and time.monotonic() < until:
+        time.sleep(0.01)
+    assert psutil.Process().num_fds() == files
+
+
 def test_streams_end_with_what_they_belong_to(folder):
     data = native.open_dataset(folder)
     plan = Plan(layout=data.layout, batch_size=10, seed=3)
@@ -187,19 +276,23 @@ def test_streams_end_with_what_they_belong_to(folder):
     forgotten.submit(0, 0, 0, 10)
     assert threads() == 1
     del forgotten
-    gc.collect()
+    until = time.monotonic() + 60  # it is told to end, and nobody waits for it
+    while threads() and time.monotonic() < until:
+        time.sleep(0.01)
     assert threads() == 0
     one, other = BatchStream(data, plan, 1), BatchStream(data, plan, 1)
     one.submit(0, 0, 0, 10)
     other.submit(0, 0, 0, 10)
     one.close()
     one.close()
+    with pytest.raises(ValueError, match="the stream is closed"):
+        one.take()
     assert len(other.take().batch) == 10
     data.close()
     assert threads() == 0
-    other.submit(0, 1, 0, 10)
-    with pytest.raises(DatasetError, match="closed"):
-        other.take()
+    for use in (lambda: other.submit(0, 1, 0, 10), other.take):
+        with pytest.raises(DatasetError, match="closed"):
+            use()
     with pytest.raises(DatasetError, match="closed"):
         BatchStream(data, plan, 1)
 
