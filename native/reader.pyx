@@ -328,12 +328,17 @@ cdef class ChunkReader:
         return True
 
     cdef int64_t free_slot(self, int64_t bucket) noexcept nogil:
-        """A slot for one more chunk of the bucket: a retired one, else a new one, else the least recently used."""
+        """A slot for one more chunk of the bucket: a retired one, else a new one, else the least recently used.
+
+        Where there is room for the whole bucket, a new one first: what was decoded once stays.
+        """
+        cdef bint whole = self.slot_base[bucket + 1] - self.slot_base[bucket] \
+            >= self.chunk_base[bucket + 1] - self.chunk_base[bucket]
         cdef int64_t first = self.slot_base[bucket], end = first + self.used[bucket], slot, oldest = first
         for slot in range(first, end):
             if self.touched[slot] < self.touched[oldest]:
                 oldest = slot
-        if end < self.slot_base[bucket + 1] and (end == first or self.touched[oldest] > 0):
+        if end < self.slot_base[bucket + 1] and (end == first or self.touched[oldest] > 0 or whole):
             if self.blocks[end] == NULL and not self.allocate(bucket, end):
                 return -1
             self.used[bucket] += 1
