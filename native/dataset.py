@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import h5py
-import hdf5plugin  # noqa: F401  (registers the LZ4 filter with h5py, for the fallback)
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 from native.batch import Batch, BatchBuffer
 from native.codecs import load_codecs
-from native.format import (
-    MANIFEST,
-    BucketShape,
-    ChunkIndex,
-    DatasetError,
-    group_name,
-    read_chunk_index,
-    read_manifest,
-    read_vocabulary,
-)
-from native.reader import CHECKSUM_FAULT, FAULTS, ROW_CHECKSUM_FAULT, ChunkFault, ChunkReader
+from native.format import BucketShape, DatasetError, read_manifest, read_vocabulary
+from native.parts import Parts
+from native.reader import CHECKSUM_FAULT, ROW_CHECKSUM_FAULT, ChunkFault, ChunkReader
 from native.stream import BatchPlan, BatchStream
 from native.text import FIRST_WORD_ID, SPLITS
 
@@ -52,29 +38,20 @@ class Dataset:
         self.bounds: list[int] = self.manifest["bucket_bounds"]
         self.chunk_rows: int = self.manifest["chunk_rows"]
         self._item_bytes = np.dtype(self.manifest["token_type"]).itemsize
-        self._parts = [part for part in self.manifest["parts"] if part["path"].split("/")[0] == split]
-        self._files = _Files()
         self._reader: ChunkReader | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
         self.streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
         """those that read this split; closed with it"""
-        try:
-            indexes = [self._open_part(part) for part in self._parts]
-            self.layout = [
-                BucketShape(bound, sum(index[b].rows for index in indexes), self.chunk_rows, bound * self._item_bytes)
-                for b, bound in enumerate(self.bounds)
-            ]
-            self._part_chunks = [[len(index[b].offsets) for index in indexes] for b in range(len(self.bounds))]
-            self._check_counts()
-            self.starts = np.cumsum([0, *(shape.rows for shape in self.layout)])
-            self._index = self._whole_index(indexes)
-            chunk_bytes = [self.chunk_rows * (shape.row_bytes + 3) for shape in self.layout]
-            self._slots = [max(1, cache_bytes // len(self.layout) // size) for size in chunk_bytes]
-            self._reader = self._checked_reader()
-        except BaseException:
-            self.close()
-            raise
+        self.parts = Parts(folder, self.manifest, split)
+        self.layout = [
+            BucketShape(bound, rows, self.chunk_rows, bound * self._item_bytes)
+            for bound, rows in zip(self.bounds, self.parts.rows, strict=True)
+        ]
+        self.starts = np.cumsum([0, *self.parts.rows])
+        chunk_bytes = [self.chunk_rows * (shape.row_bytes + 3) for shape in self.layout]
+        self._slots = [max(1, cache_bytes // len(self.layout) // size) for size in chunk_bytes]
+        self._reader = self._checked_reader()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -129,7 +106,7 @@ class Dataset:
             try:
                 reader.read(bucket, np.ascontiguousarray(rows, np.int64), batch.tokens, batch.lengths, batch.stars)
             except ChunkFault as fault:
-                raise self.explain(fault) from None
+                raise self.parts.explain(fault) from None
         return batch
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Batch:
@@ -199,7 +176,7 @@ class Dataset:
     @property
     def is_open(self) -> bool:
         """Whether rows can be read."""
-        return bool(self._files.descriptors)
+        return self.parts.is_open
 
     def make_reader(self, slots: Sequence[int]) -> ChunkReader:
         """A reader of its own, with a cache of `slots` chunks per bucket.
@@ -209,26 +186,17 @@ class Dataset:
         """
         if not self.is_open:
             raise self.closed_error()
-        # A bound method would make a cycle, and a forgotten dataset would wait for the garbage collector.
-        this = weakref.ref(self)
-
-        def fallback(bucket: int, chunk: int) -> tuple[np.ndarray, ...]:
-            data = this()
-            if data is None:
-                raise DatasetError("the dataset was closed while it was read")
-            return data._read_through_h5py(bucket, chunk)
-
         return ChunkReader(
             bounds=self.bounds,
-            rows=[shape.rows for shape in self.layout],
+            rows=self.parts.rows,
             slots=slots,
             chunk_rows=self.chunk_rows,
             wide=self._item_bytes == 4,
             ids=self.ids,
             codecs=load_codecs() or (0, 0),
-            index=self._index,
-            fallback=fallback,
-            files=self._files,
+            index=self.parts.index,
+            fallback=self.parts.read_through_h5py,
+            files=self.parts,
         )
 
     def close(self) -> None:
@@ -237,7 +205,7 @@ class Dataset:
             stream.close()
         with self._usable_lock():
             self._reader = None
-            self._files.close()
+            self.parts.close()
 
     def closed_error(self) -> DatasetError:
         """What reading a closed split raises."""
@@ -254,12 +222,12 @@ class Dataset:
         """A reader whose first row is what libhdf5 reads; otherwise one that reads through h5py."""
         reader = self.make_reader(self._slots)
         bucket = next((b for b, shape in enumerate(self.layout) if shape.rows), None)
-        if bucket is None or self._index["offset"][self._first_chunk(bucket)] < 0:
+        if bucket is None or self.parts.index["offset"][self.parts.first_chunk(bucket)] < 0:
             return reader
         batch = BatchBuffer(1, self.bounds[bucket]).view(1, self.bounds[bucket])
         try:
-            tokens, lengths, stars = self._read_through_h5py(bucket, 0)
-        except (DatasetError, OSError):
+            tokens, lengths, stars = self.parts.read_through_h5py(bucket, 0)
+        except DatasetError:
             return reader  # damaged: told when its rows are asked for
         try:
             reader.read(bucket, np.zeros(1, np.int64), batch.tokens, batch.lengths, batch.stars)
@@ -271,136 +239,8 @@ class Dataset:
             same = fault.args[1] not in (CHECKSUM_FAULT, ROW_CHECKSUM_FAULT)
         if same:
             return self.make_reader(self._slots)  # with a cache and counters as if nothing had been read
-        _warn_slow(f"{self.folder}/{self.split}", "its chunks do not lie where libhdf5 says")
-        self._index["offset"] = np.full_like(self._index["offset"], -1)
+        self.parts.use_libhdf5("its chunks do not lie where libhdf5 says")
         return self.make_reader(self._slots)
-
-    def _first_chunk(self, bucket: int) -> int:
-        return sum(-(-shape.rows // self.chunk_rows) for shape in self.layout[:bucket])
-
-    def _open_part(self, part: dict[str, Any]) -> list[ChunkIndex]:
-        path = self.folder / part["path"]
-        try:
-            self._files.descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            with h5py.File(path, "r") as file:
-                groups = [file.get(group_name(bound)) for bound in self.bounds]
-                if not all(isinstance(group, h5py.Group) for group in groups):
-                    raise DatasetError(f"{path}: a bucket's group is missing; {MANIFEST} names {self.bounds}")
-                types = {
-                    group["tokens"].dtype.name for group in groups if isinstance(group.get("tokens"), h5py.Dataset)
-                }
-                if types - {self.manifest["token_type"]}:
-                    raise DatasetError(f"{path}: tokens are {types}, {MANIFEST} says {self.manifest['token_type']}")
-                indexes = [
-                    read_chunk_index(group, bound, self.chunk_rows)
-                    for group, bound in zip(groups, self.bounds, strict=True)
-                ]
-        except FileNotFoundError:
-            raise DatasetError(f"{path}: missing, but named in {MANIFEST}; copy or make the dataset again") from None
-        except (OSError, RuntimeError, KeyError, IndexError, OverflowError) as error:
-            raise DatasetError(f"{path}: not readable as HDF5 ({error}); copy or make the dataset again") from None
-        digest = hashlib.sha256()
-        for index in indexes:
-            index.update_digest(digest)
-        if digest.hexdigest() != part["index_digest"]:
-            raise DatasetError(f"{path}: its chunk index does not fit {MANIFEST}: the file was changed or damaged")
-        return indexes
-
-    def _check_counts(self) -> None:
-        wanted = self.manifest["splits"][self.split]["bucket_rows"]
-        found = [shape.rows for shape in self.layout]
-        if wanted != found:
-            raise DatasetError(f"{self.folder}: {self.split} holds {found} rows per bucket, {MANIFEST} says {wanted}")
-        for bound, chunks, rows in zip(self.bounds, self._part_chunks, found, strict=True):
-            if sum(chunks) != -(-rows // self.chunk_rows):
-                raise DatasetError(
-                    f"{self.folder}: {self.split}, bucket {bound}: a part before the last one ends with a short chunk; "
-                    "the dataset must be made again"
-                )
-
-    def _whole_index(self, indexes: list[list[ChunkIndex]]) -> dict[str, np.ndarray]:
-        usable = load_codecs() is not None
-        buckets = [self._bucket_index([index[b] for index in indexes], usable) for b in range(len(self.bounds))]
-        return {name: np.concatenate([bucket[name] for bucket in buckets]) for name in buckets[0]}
-
-    def _bucket_index(self, parts: list[ChunkIndex], usable: bool) -> dict[str, np.ndarray]:
-        columns: dict[str, list[np.ndarray]] = {}
-        for part, descriptor in zip(parts, self._files.descriptors, strict=True):
-            chunks = len(part.offsets)
-            first = np.arange(chunks, dtype=np.int64) * self.chunk_rows
-            native = usable and part.lengths_offset >= 0 and part.stars_offset >= 0
-            if chunks and not (native and part.offsets.min() >= 0):
-                _warn_slow(f"{self.folder}/{self.split}", "a layout or filter that only libhdf5 reads")
-            for name, values in (
-                ("descriptor", np.full(chunks, descriptor, np.int32)),
-                ("offset", part.offsets if native else np.full(chunks, -1, np.int64)),
-                ("size", part.sizes),
-                ("filters", part.filters),
-                ("checksum", part.checksums),
-                ("row_checksum", part.row_checksums),
-                ("lengths_offset", part.lengths_offset + 2 * first),
-                ("stars_offset", part.stars_offset + first),
-            ):
-                columns.setdefault(name, []).append(values)
-        return {name: np.ascontiguousarray(np.concatenate(values)) for name, values in columns.items()}
-
-    def _place(self, bucket: int, chunk: int) -> tuple[Path, int]:
-        """The part that holds a bucket's chunk, and the chunk's number inside it."""
-        ends = np.cumsum(self._part_chunks[bucket])
-        part = int(np.searchsorted(ends, chunk, side="right"))
-        return self.folder / self._parts[part]["path"], chunk - int(ends[part] - self._part_chunks[bucket][part])
-
-    def explain(self, problem: ChunkFault) -> DatasetError:
-        """A damaged chunk in words: file, dataset, chunk."""
-        bucket, fault, chunk = problem.args
-        path, inside = self._place(bucket, chunk)
-        return DatasetError(
-            f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: {FAULTS[fault]}; "
-            "copy the file again or make the dataset again"
-        )
-
-    def _read_through_h5py(self, bucket: int, chunk: int) -> tuple[np.ndarray, ...]:
-        path, inside = self._place(bucket, chunk)
-        entry, start = self._first_chunk(bucket) + chunk, inside * self.chunk_rows
-        rows = min(self.chunk_rows, self.layout[bucket].rows - chunk * self.chunk_rows)
-        try:
-            with h5py.File(path, "r") as file:
-                group = file[group_name(self.bounds[bucket])]
-                tokens, lengths, stars = (group[name][start : start + rows] for name in ("tokens", "lengths", "stars"))
-                whole = group["tokens"].chunks
-                stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if whole else tokens.tobytes()
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise DatasetError(
-                f"{path}: /{group_name(self.bounds[bucket])}/tokens, chunk {inside}: libhdf5 cannot read it ({error}); "
-                "copy the file again or make the dataset again"
-            ) from None
-        # Against the checksums that were verified when the split was opened, not those in the file now.
-        if xxh3_64_intdigest(stored) != self._index["checksum"][entry]:
-            raise self.explain(ChunkFault(bucket, CHECKSUM_FAULT, chunk))
-        if xxh3_64_intdigest(lengths.tobytes() + stars.tobytes()) != self._index["row_checksum"][entry]:
-            raise self.explain(ChunkFault(bucket, ROW_CHECKSUM_FAULT, chunk))
-        return tokens, lengths, stars
-
-
-class _Files:
-    """Open descriptors, closed when nobody holds this any more: a reader may outlive its dataset by a moment."""
-
-    def __init__(self) -> None:
-        self.descriptors: list[int] = []
-        self._finish = weakref.finalize(self, _close_descriptors, self.descriptors)
-
-    def close(self) -> None:
-        """Close them all."""
-        _close_descriptors(self.descriptors)
-
-
-def _close_descriptors(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
-
-
-def _warn_slow(where: str, why: str) -> None:
-    warnings.warn(f"{where}: {why}; reading goes through h5py, several times slower", RuntimeWarning, stacklevel=2)
 
 
 def open_dataset(

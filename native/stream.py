@@ -132,7 +132,7 @@ class BatchStream:
             raise
         self._pending.popleft()
         if isinstance(problem, ChunkFault):
-            raise self._data.explain(problem)
+            raise self._data.parts.explain(problem)
         if problem is not None:
             raise problem
         batch = self._buffers[buffer].view(rows, self._data.bounds[bucket])

@@ -232,7 +232,7 @@ def test_layouts_that_others_write_stay_readable(tmp_path, kind):
 
 def test_without_the_native_codecs_reading_goes_through_h5py(folder, monkeypatch):
     expected = native.open_dataset(folder).read(range(1133))
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     with pytest.warns(RuntimeWarning, match="h5py"):
         data = native.open_dataset(folder)
     found = data.read(range(1133))
@@ -274,7 +274,7 @@ def test_the_writer_refuses_what_does_not_fit(tmp_path):
 
 
 def test_a_part_that_is_replaced_is_found_by_the_slow_way_too(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     write_dataset(tmp_path / "other", seed=6)
     with pytest.warns(RuntimeWarning):
         data = native.open_dataset(folder)

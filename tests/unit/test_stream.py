@@ -22,6 +22,7 @@ from engine.plan import Plan
 from native import DatasetError
 from native.batch import BatchBuffer
 from native.order import BatchOrder
+from native.parts import Parts
 from native.stream import BatchStream
 from tests.synthetic import write_dataset
 
@@ -133,19 +134,19 @@ def test_a_damaged_chunk_stops_the_batch_that_needs_it_and_no_other(folder):
 
 
 def test_what_only_libhdf5_reads_comes_through_the_stream_too(folder, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     with pytest.warns(RuntimeWarning, match="h5py"):
         data = native.open_dataset(folder)
     plan = Plan(layout=data.layout, batch_size=100, seed=3)
     assert sum(len(batch) for batch in data.batches(plan)) == len(data)
-    monkeypatch.setattr(data, "_read_through_h5py", lambda bucket, chunk: 1 / 0)
+    monkeypatch.setattr(data.parts, "read_through_h5py", lambda bucket, chunk: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(data.batches(plan))
     data.close()
 
 
 def test_a_waiting_trainer_can_be_interrupted(folder, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     reading, end, answered = threading.Event(), threading.Event(), threading.Event()
 
     def stuck(self, bucket, chunk):
@@ -156,7 +157,7 @@ def test_a_waiting_trainer_can_be_interrupted(folder, monkeypatch):
 
     with pytest.warns(RuntimeWarning):
         data = native.open_dataset(folder)
-    monkeypatch.setattr(native.Dataset, "_read_through_h5py", stuck)
+    monkeypatch.setattr(Parts, "read_through_h5py", stuck)
     plan = Plan(layout=data.layout, batch_size=10, seed=3)
 
     def interrupt() -> None:
@@ -176,9 +177,9 @@ def test_a_waiting_trainer_can_be_interrupted(folder, monkeypatch):
 
 
 def test_an_interrupted_wait_loses_no_batch(folder, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     slow = threading.Event()
-    real = native.Dataset._read_through_h5py
+    real = Parts.read_through_h5py
 
     def slowly(self, bucket, chunk):
         slow.wait(0.3)
@@ -189,7 +190,7 @@ def test_an_interrupted_wait_loses_no_batch(folder, monkeypatch):
 
     with pytest.warns(RuntimeWarning):
         data = native.open_dataset(folder)
-    monkeypatch.setattr(native.Dataset, "_read_through_h5py", slowly)
+    monkeypatch.setattr(Parts, "read_through_h5py", slowly)
     before = signal.signal(signal.SIGALRM, alarm)
     with data, BatchStream(data, plan := Plan(layout=data.layout, batch_size=10, seed=3), 1) as stream:
         for step in range(3):
@@ -205,27 +206,29 @@ def test_an_interrupted_wait_loses_no_batch(folder, monkeypatch):
 
 
 def test_an_interrupt_inside_libhdf5_is_no_batch(folder, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     with pytest.warns(RuntimeWarning):
         data = native.open_dataset(folder)
     expected = data.read_bucket(0, np.array([300])).tokens
-    real = native.Dataset._read_through_h5py
+    real, pressed = Parts.read_through_h5py, []
 
     def interrupted(self, bucket, chunk):
-        raise KeyboardInterrupt
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return real(self, bucket, chunk)
 
-    monkeypatch.setattr(native.Dataset, "_read_through_h5py", interrupted)
+    monkeypatch.setattr(Parts, "read_through_h5py", interrupted)
     with pytest.warns(RuntimeWarning):
         other = native.open_dataset(folder)
     with other:
         with pytest.raises(KeyboardInterrupt):
             other.read_bucket(0, np.array([300]))
-        monkeypatch.setattr(native.Dataset, "_read_through_h5py", real)
         assert np.array_equal(other.read_bucket(0, np.array([300])).tokens, expected)
 
 
 def test_a_stream_forgotten_while_h5py_is_locked_waits_for_nothing(folder, monkeypatch):
-    monkeypatch.setattr("native.dataset.load_codecs", lambda: None)
+    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
     with pytest.warns(RuntimeWarning):
         data = native.open_dataset(folder)
     stream = BatchStream(data, Plan(layout=data.layout, batch_size=10, seed=3), 1)
