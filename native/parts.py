@@ -99,8 +99,8 @@ class Parts:
                 stored = group["tokens"].id.read_direct_chunk((start, 0))[1] if chunked else tokens.tobytes()
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise DatasetError(
-                f"{self._name(bucket, chunk)}: libhdf5 cannot read it ({error}); copy the file again or make the dataset "
-                "again"
+                f"{self._name(bucket, chunk)}: libhdf5 cannot read it ({error}); "
+                "copy the file again or make the dataset again"
             ) from None
         # Against the checksums that were verified when the split was opened, not those in the file now.
         if xxh3_64_intdigest(stored) != self.index["checksum"][entry]:
