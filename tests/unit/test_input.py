@@ -97,3 +97,22 @@ def test_reviews_by_row_number_and_map_style_data(data):
     inputs, target = MapStyleSource(items, engine.Plan(rows=6, batch_size=4, seed=1))(0, np.array([5, 2]))
     assert inputs[0].tolist() == [[5.0], [2.0]]
     assert target.tolist() == [1, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_batches_on_a_gpu_are_those_on_the_cpu(data):
+    plan = engine.Plan(layout=data.layout, batch_size=40, seed=3)
+    device = torch.device("cuda", 0)
+    there = Prefetcher(plan, ReviewSource(data, plan, device=device), 0, [(40,)], 0, 0, 2, device)
+    here = Prefetcher(plan, ReviewSource(data, plan), 0, [(40,)], 0, 0, 2)
+    for _ in range(2 * plan.steps_per_epoch):
+        far, near = there.next(), here.next()
+        far.hand_over()
+        assert far.whole == near.whole
+        for one, other in zip((*far.inputs, far.target), (*near.inputs, near.target), strict=True):
+            assert one.device.type == "cuda"
+            assert torch.equal(one.cpu(), other)
+        torch.cuda.synchronize()  # as the trainer does at the end of a step
+    there.close()
+    here.close()
