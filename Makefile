@@ -26,7 +26,7 @@ help:
 	@echo 'make lint     ruff;  make types  mypy'
 	@echo 'make bench    benchmarks, about 15 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
 	@echo 'make engines, make docs: not in this version'
-	@echo 'make clean    remove what was built; .venv and the cached Horovod stay'
+	@echo 'make clean    remove what was built, data of benchmarks included; .venv and the cached Horovod stay'
 
 setup:
 	@python=$$(PYTHON='$(PYTHON)' sh .setup/find-python.sh) && exec "$$python" .setup/bootstrap.py

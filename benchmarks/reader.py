@@ -4,13 +4,14 @@
     python -m benchmarks.reader --quick                        # a look
     python -m benchmarks.reader --only memcpy_int64,ours_lz4
 
-Rows of 100 token ids, random batches of 1,024 as int64 (ours: int32, which torch's Embedding takes as it is), a warm
-page cache. Each method reads a format of its own, made from the same rows, in a process of its own with one thread on
-one core; they take turns. The rates are medians over the rounds. "read() bytes a row" is what a method took through
-read calls: 0 means memory maps, or rows that stay in memory. The permutation of rows is drawn before the clock runs
-where a method is told its rows; loaders that shuffle by themselves, ours among them, do it on the clock.
-Two million rows fit twice the default shuffle window, so that ours decodes each chunk once and then copies rows from
-memory; ours_lz4_20m, ten times larger, decodes every chunk in every epoch.
+Rows of 89 to 100 token ids padded to 100, random batches of 1,024 as int64 (ours: int32, which torch's Embedding
+takes as it is, and half the bytes to write), a warm page cache. Each method reads a format of its own, made from the
+same rows, in a process of its own on one core (ours has a reading thread beside the main one on it); they take turns.
+The rates are medians over the rounds. "read() bytes a row" is what a method took through read calls: 0 means memory
+maps, or rows that stay in memory. The permutation of rows is drawn before the clock runs where a method is told its
+rows; loaders that shuffle by themselves, ours among them, do it on the clock.
+Two million rows fit the reader's cache (two shuffle windows): ours decodes each chunk once, before the clock runs, and
+then copies rows from memory; ours_lz4_20m, ten times larger, decodes every chunk in every epoch.
 
 Hugging Face datasets, MosaicML Streaming and FFCV are extras; a method without its package is skipped and told. They
 do not get along with this project's pinned packages, so they have an environment of their own (7 GB with a CUDA build

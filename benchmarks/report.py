@@ -95,5 +95,6 @@ def finish(result: Mapping[str, Any], path: Path | None) -> None:
         OSError: the file cannot be written.
     """
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)

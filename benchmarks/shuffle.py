@@ -141,13 +141,17 @@ def main() -> int:
     parser.add_argument("--result", metavar="PATH", type=Path, help="write the last line's object to this file too")
     options = parser.parse_args()
     try:
-        found = compare(options.data or generated(options.workdir), options.workdir)
+        workdir = options.workdir.absolute()
+        data = options.data or generated(workdir)
+        found = compare(data, workdir)
     except DatasetError as error:
         print(f"benchmarks.shuffle: {error}", file=sys.stderr)
         return 2
     judged = judge(found)
     print("targets:", *(target.as_line() for target in judged), sep="\n")
-    settings = {"chunk_rows": CHUNK_ROWS, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "seeds": SEEDS}
+    digest = native.read_manifest(data)["digest"]
+    settings = {"data": "own" if options.data else "generated", "digest": digest, "most_rows_a_split": MOST_ROWS}
+    settings |= {"chunk_rows": CHUNK_ROWS, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "seeds": SEEDS}
     result = found | report.verdicts(judged) | {"settings": settings, "machine": report.machine(("numpy", "torch"))}
     report.finish(result, options.result)
     return 0

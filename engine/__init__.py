@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
     from native.dataset import Dataset
     from native.dataset import open_dataset as open
+    from native.format import DatasetError
 
 __all__ = [
     "CheckpointError",
     "Dataset",
+    "DatasetError",
     "Hooks",
     "MapStyleSource",
     "Plan",
@@ -53,6 +55,7 @@ _HOMES = {
     "engine.progress": ("Hooks",),
     "engine.trainer": ("Trainer",),
     "native.dataset": ("Dataset", "open"),
+    "native.format": ("DatasetError",),
 }
 
 

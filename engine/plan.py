@@ -68,11 +68,11 @@ class Plan:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        per_bucket = window_bytes // sum(1 for shape in layout if shape.rows)
-        # In stored order a chunk is done with when the next one begins.
-        self.windows = [
-            max(1, per_bucket // (shape.chunk_rows * shape.row_bytes)) if shuffle else 1 for shape in layout
-        ]
+        chunks = [-(-shape.rows // shape.chunk_rows) for shape in layout]
+        total = sum(n * shape.chunk_rows * shape.row_bytes for n, shape in zip(chunks, layout, strict=True))
+        # Every bucket has its part of the window, by its size. In stored order one chunk at a time is enough.
+        self.windows = [max(1, n * min(window_bytes, total) // total) if shuffle else 1 for n in chunks]
+        """chunks of a shuffle window per bucket"""
         self.order = self.make_order()
 
     def make_order(self) -> BatchOrder:

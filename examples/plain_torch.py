@@ -27,9 +27,10 @@ def main(folder: str) -> None:
     plan = engine.Plan(layout=data.layout, batch_size=128, seed=7)
     model = BagOfWords(data.ids)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batches = data.batches(plan, epochs=3)  # tokens, lengths, stars: numpy arrays, each valid until the next is taken
     for epoch in range(3):
         total = 0.0
-        for batch in data.batches(plan, epoch=epoch):  # tokens, lengths, stars: numpy arrays, valid until the next
+        for _, batch in zip(range(plan.steps_per_epoch), batches, strict=False):
             target = (torch.from_numpy(batch.stars) >= 4).float()
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
                 model(torch.from_numpy(batch.tokens)), target, reduction="sum"
@@ -43,4 +44,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/plain_torch.py DATA")
     main(sys.argv[1])

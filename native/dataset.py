@@ -153,11 +153,18 @@ class Dataset:
 
         Raises:
             ValueError: a plan for other data, or shares that do not make the batch.
+            IndexError: no such step.
             DatasetError: damaged data, with file, dataset and chunk.
         """
         shares = tuple(shares or (plan.batch_size,))
         if sum(shares) != plan.batch_size or min(shares) < 0 or not 0 <= rank < len(shares):
             raise ValueError(f"shares {list(shares)} of rank {rank} do not make the batch of {plan.batch_size} rows")
+        if plan.layout != tuple(self.layout):
+            raise ValueError("the plan was made for other data; make it with Plan(layout=data.layout, ...)")
+        if not 0 <= step < plan.order.steps or epoch < 0 or epochs < 0:
+            raise IndexError(
+                f"epoch {epoch}, step {step}: an epoch of this plan has the steps 0..{plan.order.steps - 1}"
+            )
         begin, end = sum(shares[:rank]), sum(shares[: rank + 1])
         return self._iterate(plan, epoch, step, epoch + epochs, begin, end)
 

@@ -218,6 +218,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if not Path(folder).exists():
+            raise DatasetError(
+                f"{folder}: there is no such folder; make a dataset with python -m mr INPUT..."
+            ) from None
         raise DatasetError(
             f"{folder}: no {MANIFEST}, so this is not a finished dataset; make one with "
             f"python -m mr INPUT... --out {folder}"

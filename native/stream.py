@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from native.dataset import Dataset
 
 READ_AHEAD = 2
-"""batches that are read before they are asked for"""
+"""batches that a trainer asks for ahead; small batches read by themselves have larger rings, see _make_ring"""
 
 
 class BatchPlan(Protocol):
@@ -58,8 +58,8 @@ class BatchStream:
         data: the opened split.
         plan: made for its layout.
         epochs: where reading will end at the latest: nothing is decoded ahead for an epoch from this one on.
-        buffers: at least 3, each with room for the largest part that is submitted; see `ahead`. By default enough
-            for READ_AHEAD batches, and for some 4,096 rows.
+        buffers: at least 3, each with room for the largest part that is submitted; see `ahead`. By default 4 of large
+            batches, up to 16 of small ones.
 
     Raises:
         ValueError: a plan for other data.

@@ -98,6 +98,18 @@ def test_impossible_plans_are_refused(options):
         Plan(seed=1, **options)
 
 
+def test_the_window_is_shared_out_by_the_sizes_of_the_buckets():
+    layout = [BucketShape(bound, rows, 64, 2 * bound) for bound, rows in ((8, 64 * 500), (256, 64 * 3), (64, 0))]
+    size = sum(shape.rows * shape.row_bytes for shape in layout)
+
+    def windows(window_bytes: int) -> list[int]:
+        return Plan(layout=layout, batch_size=10, seed=1, window_bytes=window_bytes).windows
+
+    assert windows(size)[:2] == [500, 3]  # a split that is not larger is one window per bucket
+    assert windows(size // 5 + 1)[:2] == [100, 1]
+    assert windows(1)[:2] == [1, 1]
+
+
 def test_rows_of_ones_own_are_shuffled_fully():
     plan = Plan(rows=1000, batch_size=10, seed=3)
     first = plan.rows(0, plan.batch(0, 0))
