@@ -1,0 +1,17 @@
+/* Between native/mpi_wait.pyx and the hook; nothing of it is visible outside of the module. */
+#ifndef MPI_WAIT_HOOK_H
+#define MPI_WAIT_HOOK_H
+
+#define HIDDEN __attribute__((visibility("hidden")))
+
+/* From now on Horovod's first small reduction is held until mpi_wait_decide. */
+HIDDEN void mpi_wait_arm(void);
+/* Whether Horovod's thread is held. */
+HIDDEN int mpi_wait_arrived(void);
+/* Keep it held until mpi_wait_decide, however long that takes; 0, and nothing is held, where it has not arrived. */
+HIDDEN int mpi_wait_ask(void);
+/* Let it go on, asleep or spinning in all calls to come. */
+HIDDEN void mpi_wait_decide(int sleeping);
+HIDDEN void mpi_wait_counts(long *calls_taken, long *calls_passed);
+
+#endif
