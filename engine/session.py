@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.command import report_error
-from engine.environment import prepare_environment, usable_cores
+from engine.environment import agree_on_waiting, arm_wait_hook, keep_memory, prepare_environment, usable_cores
 from engine.errors import TrainingError, UsageError
 
 _POLL_SECONDS = 50e-6
@@ -131,12 +131,15 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     session.together(problem)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    else:
+        keep_memory()
     if not isinstance(sys.excepthook, _EndAllRanks):  # init may be called again
         sys.excepthook = _EndAllRanks(session, sys.excepthook)
     return session
 
 
 def _start_mpi() -> tuple[Any, Any]:
+    obstacle = arm_wait_hook()
     try:
         import horovod.torch as hvd
     except ImportError as error:
@@ -162,7 +165,9 @@ def _start_mpi() -> tuple[Any, Any]:
             "this MPI was started without support for threads (MPI_THREAD_MULTIPLE), which Horovod and "
             "mpi4py need side by side; use an Open MPI 4 that has it"
         )
-    return hvd, MPI.COMM_WORLD.Dup()
+    comm = MPI.COMM_WORLD.Dup()
+    agree_on_waiting(obstacle, comm)
+    return hvd, comm
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -1,12 +1,15 @@
-"""What is set before MPI starts: OPAL_PREFIX for the wheel's MPI only, yielding when cores are short, ranks."""
+"""What is set before MPI starts: OPAL_PREFIX for the wheel's MPI only, yielding, how idle ranks wait, malloc."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -75,8 +78,8 @@ def test_without_the_wheel_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> No
     assert "OPAL_PREFIX" not in os.environ
 
 
-@pytest.mark.parametrize(("ranks", "expected"), [("2", None), ("3", "1")])
-def test_ranks_yield_when_they_outnumber_the_cores(
+@pytest.mark.parametrize(("ranks", "expected"), [("1", None), ("2", "1"), ("3", "1")])
+def test_ranks_yield_when_they_leave_no_core_free(
     ranks: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "usable_cores", lambda: 2.0)
@@ -127,3 +130,125 @@ def test_cpu_quotas_of_both_cgroup_versions(
     member = tmp_path / "self"
     member.write_text(membership)
     assert environment.cgroup_cores(root, member) == cores
+
+
+MALLOC_PROBE = """
+import ctypes, resource
+from engine.environment import keep_memory
+keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use():
+    block = libc.malloc(48 << 20)
+    ctypes.memset(block, 1, 48 << 20)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults_of_ten_uses(**settings: str) -> int:
+    """Pages that the kernel had to give again to a process which uses and frees the same 48 MiB."""
+    unset = [*environment.MALLOC_OPTIONS, "GLIBC_TUNABLES"]
+    values = {name: value for name, value in os.environ.items() if name not in unset} | settings
+    probe = subprocess.run([sys.executable, "-c", MALLOC_PROBE], env=values, capture_output=True, text=True, check=True)
+    return int(probe.stdout)
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="not glibc")
+def test_freed_memory_is_kept_for_the_next_step_unless_the_user_tuned_malloc() -> None:
+    kept = faults_of_ten_uses()
+    # What glibc.malloc tunables a user sets does not matter here: this one is without any effect on large blocks.
+    tuned = faults_of_ten_uses(GLIBC_TUNABLES="glibc.malloc.tcache_count=7")
+    own = faults_of_ten_uses(MALLOC_MMAP_MAX_="65536", MALLOC_MMAP_THRESHOLD_="1048576")
+    assert 10 * kept < min(tuned, own)
+
+
+def test_each_setting_of_malloc_that_the_user_has_made_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    libc = SimpleNamespace(mallopt=lambda option, value: calls.append((option.value, value.value)))
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
+    for name in (*environment.MALLOC_OPTIONS, "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "0")
+    environment.keep_memory()
+    assert calls == [(-4, 0), (-1, 2**31 - 1)]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    environment.keep_memory()
+    assert len(calls) == 2
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "confstr", unknown)
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: pytest.fail("nothing to look for"))
+    environment.keep_memory()
+
+
+class FakeHook(SimpleNamespace):
+    """In the place of native.mpi_wait: what was asked of it and decided."""
+
+    reached = True
+    decided: bool | None = None
+    __file__ = "nowhere"
+
+    def ask(self, seconds: float) -> bool:
+        return self.reached
+
+    def decide(self, sleeping: bool) -> None:
+        assert self.decided is None
+        self.decided = sleeping
+
+
+def agree(monkeypatch: pytest.MonkeyPatch, hook: FakeHook, own: str, others: list[str]) -> bool:
+    """What rank 0 makes of its own and the others' obstacles."""
+    import native
+
+    monkeypatch.setitem(sys.modules, "native.mpi_wait", hook)
+    monkeypatch.setattr(native, "mpi_wait", hook, raising=False)
+    comm: Any = SimpleNamespace(rank=0, allgather=lambda text: [text, *others])
+    return environment.agree_on_waiting(own, comm)
+
+
+def test_ranks_wait_asleep_when_all_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook()
+    assert agree(monkeypatch, hook, "", ["", ""])
+    assert hook.decided is True
+
+
+@pytest.mark.parametrize(("reached", "others"), [(True, ["", "not built"]), (False, ["", ""])])
+def test_one_rank_that_cannot_makes_all_spin_and_is_named(
+    reached: bool, others: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook = FakeHook(reached=reached)
+    assert not agree(monkeypatch, hook, "", others)
+    assert hook.decided is False
+    error = capsys.readouterr().err
+    assert ("rank 2: not built" if reached else "rank 0: Horovod's calls do not reach") in error
+
+
+def test_without_the_hook_nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook()
+    assert not agree(monkeypatch, hook, "not built", ["", ""])
+    assert hook.decided is None
+
+
+def test_the_hook_is_not_loaded_when_switched_off_too_late_or_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    import native
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda *words, **options: pytest.fail("loaded"))
+    monkeypatch.setenv("ENGINE_MPI_WAIT", "spin")
+    assert environment.arm_wait_hook() == "ENGINE_MPI_WAIT=spin"
+    monkeypatch.delenv("ENGINE_MPI_WAIT")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "horovod.torch.mpi_lib_v2", SimpleNamespace())
+        assert "imported before" in environment.arm_wait_hook()
+    monkeypatch.delattr(native, "mpi_wait", raising=False)
+    monkeypatch.setitem(sys.modules, "native.mpi_wait", None)
+    assert "native.mpi_wait is not usable" in environment.arm_wait_hook()

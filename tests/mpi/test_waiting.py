@@ -1,0 +1,136 @@
+"""Waiting asleep in Horovod's thread: sums stay right, the hook is in use, all ranks do it or none does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from native import mpi_wait
+
+pytestmark = pytest.mark.mpi
+SIZES = (1, 7, 256, 257, 50_000)
+ROOT = Path(__file__).parents[2]
+
+# One line per rank: whether its hook takes calls over, and whether a sum is right. Argument: who deviates, and how.
+JOB = """
+import os, sys, time
+rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+who, how = sys.argv[1:]
+if who == "all" or rank == int(who):
+    if how == "spin": os.environ["ENGINE_MPI_WAIT"] = "spin"
+    if how == "missing": sys.modules["native.mpi_wait"] = None
+    if how == "late": import horovod.torch
+    if how == "mpi4py": from mpi4py import MPI; MPI.COMM_WORLD.allreduce(1)
+import torch, engine
+sessions = [engine.init(device="cpu", threads=1) for _ in range(2)]
+sums = [torch.full((size,), 1.0 + rank) for size in (3, 1000)]
+sessions[-1].sum_in_place(sums)
+sys.modules.pop("native.mpi_wait", None) if how == "missing" else None
+from native import mpi_wait
+end = time.monotonic() + 0.3
+while time.monotonic() < end:
+    time.sleep(0.01)
+right = all(bool((value == 3.0).all()) for value in sums)
+right = right and sessions[0].sum_array(torch.ones(2).double().numpy()).tolist() == [2, 2]
+waits = "asleep" if mpi_wait.counts()[0] else "spinning"
+os.write(1, f"{waits} {'right' if right else 'wrong'}\\n".encode())
+"""
+
+
+def values(dtype: torch.dtype, size: int, rank: int) -> torch.Tensor:
+    """Small whole numbers, so that every type holds every result exactly."""
+    return ((torch.arange(size) * 7 + rank * 3) % 11 - 5).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int32, torch.int64], ids=str)
+def test_reductions_through_horovod_are_right(session, dtype, size):
+    everyone = torch.stack([values(dtype, size, rank) for rank in range(session.size)])
+    expected = {"Sum": everyone.sum(0).to(dtype)}
+    if dtype != torch.float16:  # Horovod knows its sum only
+        expected |= {"Max": everyone.amax(0), "Min": everyone.amin(0)}
+    for operation, result in expected.items():
+        name = f"waiting.{operation}.{dtype}.{size}"
+        found = session.hvd.allreduce(values(dtype, size, session.rank), op=getattr(session.hvd, operation), name=name)
+        assert torch.equal(found, result), operation
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("operation", ["SUM", "MAX", "BAND", "BOR", "BXOR"])
+def test_reductions_through_mpi4py_are_right_while_horovod_waits(session, operation, size):
+    from mpi4py import MPI
+
+    combine = {"SUM": np.add, "MAX": np.maximum, "BAND": np.bitwise_and, "BOR": np.bitwise_or, "BXOR": np.bitwise_xor}
+    everyone = [values(torch.int64, size, rank).numpy().astype(np.longlong) for rank in range(session.size)]
+    expected = combine[operation].reduce(everyone)
+    found = np.empty_like(expected)
+    for _ in range(20):
+        # The type of Horovod's bit vectors, in a caller that is not Horovod.
+        session.comm.Allreduce(
+            [everyone[session.rank], MPI.LONG_LONG], [found, MPI.LONG_LONG], op=getattr(MPI, operation)
+        )
+        assert np.array_equal(found, expected)
+        session.comm.Allreduce(MPI.IN_PLACE, found, op=MPI.MAX)
+        assert np.array_equal(found, expected)
+
+
+def test_horovods_idle_thread_waits_in_the_hook_and_data_passes_by(session):
+    if session.comm.allreduce(int(os.environ.get("ENGINE_MPI_WAIT") == "spin")):
+        pytest.skip("ENGINE_MPI_WAIT=spin")
+    taken = mpi_wait.counts()[0]
+    for _ in range(3000):
+        if mpi_wait.counts()[0] > taken + 10:
+            break
+        time.sleep(0.01)
+    assert mpi_wait.counts()[0] > taken + 10
+    if session.size > 1:
+        passed = mpi_wait.counts()[1]
+        session.sum_in_place([torch.ones(1000), torch.ones(2, dtype=torch.int64)])
+        assert mpi_wait.counts()[1] > passed
+
+
+@pytest.mark.parametrize(
+    ("who", "how", "expected", "told"),
+    [
+        ("all", "spin", "spinning", ""),
+        ("0", "spin", "spinning", "because of rank 0: ENGINE_MPI_WAIT=spin"),
+        ("1", "missing", "spinning", "because of rank 1: native.mpi_wait is not usable"),
+        ("1", "late", "spinning", "because of rank 1: Horovod was imported before"),
+        ("all", "mpi4py", "asleep", ""),
+    ],
+)
+def test_all_ranks_wait_alike(session, who, how, expected, told):
+    if session.size != 2:
+        pytest.skip("a job of 2 ranks, started once")
+    job = None
+    if session.root:
+        launcher = ("OMPI_", "PMIX_", "PMI_", "ORTE_", "HOROVOD_", "ENGINE_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+        allowed = {name: value for name, value in os.environ.items() if name.startswith("OMPI_ALLOW_RUN_AS_ROOT")}
+        mpirun = Path(sys.executable).parent / "mpirun"
+        command = [str(mpirun) if mpirun.exists() else "mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+        job = subprocess.run(
+            [*command, sys.executable, "-c", JOB, who, how],
+            env=clean | allowed,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    # The others sleep meanwhile: the job needs the cores.
+    request = session.comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.01)
+    if job is not None:
+        assert job.returncode == 0, job.stderr
+        assert job.stdout.split() == [expected, "right"] * 2
+        assert told in job.stderr
+        assert job.stderr.count("all ranks spin") == (1 if told else 0)
