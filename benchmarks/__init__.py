@@ -3,8 +3,9 @@
 python -m benchmarks.reader      the reader against memcpy and against other loaders, rows/s on one core
 python -m benchmarks.input       how long a trainer waits for its input
 python -m benchmarks.shuffle     training with a windowed shuffle against a full one
+python -m benchmarks.waiting     what idle ranks cost, and memory that is given back at every step
 python -m benchmarks             all of them, one after the other (`make bench`)
 """
 
-BENCHMARKS = ("reader", "input", "shuffle")
+BENCHMARKS = ("reader", "input", "shuffle", "waiting")
 """modules of this package that `python -m benchmarks` runs, in this order"""
