@@ -31,6 +31,7 @@ from benchmarks.report import Target
 
 RANKS = 2
 REDUCTIONS = 200
+POLL_SECONDS = 50e-6
 MATRIX = 300
 ROWS = 512
 LENGTH = 100
@@ -59,7 +60,10 @@ def idle_ranks(seconds: float) -> Figures | None:
     buffer, times = torch.ones(1000), []
     for _ in range(REDUCTIONS):
         start = time.perf_counter()
-        session.sum_in_place([buffer.fill_(1.0)])
+        handle = session.hvd.allreduce_async_(buffer.fill_(1.0), op=session.hvd.Sum, name="benchmarks.waiting")
+        while not session.hvd.poll(handle):
+            time.sleep(POLL_SECONDS)
+        session.hvd.synchronize(handle)
         times.append(time.perf_counter() - start)
     all_ranks = session.comm.gather((idle, speed, 1e3 * median(times)))
     if not session.root:
