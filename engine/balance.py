@@ -1,17 +1,19 @@
 """From timings to shares. Pure: no clock, no MPI, no torch.
 
-A rank's compute time for a batch of n rows padded to L tokens is modelled as L * (fixed + per_row * n). The shares
-of a global batch are integers that minimise the slowest rank's predicted time, exactly.
+Rank 0 keeps a `Balancer`. It takes what the ranks timed (a *look*), fits a cost model per rank (engine.speed), solves
+for the shares that let all ranks finish together (engine.shares), and acts when that is worth it.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from engine.shares import Costs, Table, as_table, checked_caps, mean_shares, optimal_shares, proportional_shares
+from engine.speed import ProfilePoint, SpeedModel
 
 MIN_GAIN = 0.02
 """a predicted gain below this is not worth a change"""
@@ -19,220 +21,205 @@ NOISE_SIGMAS = 3.0
 """nor is one below this many standard errors of the timings"""
 EPOCH_THRESHOLD = 0.25
 """at an epoch a gain above this is taken all the same: what scatters so for so long is a rank that stalls, not noise"""
-
-
-PRIOR_SCATTER = 0.15
-"""relative scatter of a step's time that is assumed before steps have shown it"""
-PRIOR_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Predicted seconds per token of padded length: fixed + per_row * rows, and 0 for no rows."""
-
-    fixed: float
-    per_row: float
-
-    def __call__(self, rows: int) -> float:
-        return self.fixed + self.per_row * rows if rows else 0.0
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one rank measured of one batch shape since the last decision: plain numbers, sent over MPI."""
-
-    bound: int
-    """padded length, tokens"""
-    rows: int
-    """rows of the rank's local batch"""
-    steps: int
-    seconds: float
-    """mean compute seconds of a step"""
-    spread: float
-    """standard deviation of the steps' seconds"""
+DAMPED_GAIN = 0.1
+"""a change back in the direction from which the last one came goes half the way, if it gains less than this"""
 
 
 @dataclass(frozen=True)
 class Decision:
     """Shares chosen by rank 0, with the reason that goes into metrics.jsonl."""
 
-    shares: tuple[int, ...]
+    table: Table
+    """rows of a full batch per rank, for each bucket"""
     changed: bool
     reason: str
     predicted_gain: float
     """part of the slowest rank's time that the change saves, 0..1"""
 
 
-def proportional_shares(
-    weights: Sequence[float], batch_size: int, caps: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """Integer shares of a batch in proportion to weights, by largest remainder; ties go to the lower rank.
+@dataclass
+class _Window:
+    """What was timed since the last change: mean seconds of the slowest rank, per bucket."""
+
+    steps_RB: np.ndarray
+    seconds_RB: np.ndarray
+
+    @classmethod
+    def empty(cls, ranks: int, buckets: int) -> _Window:
+        return cls(np.zeros((ranks, buckets)), np.zeros((ranks, buckets)))
+
+    def add(self, looks_RB4: np.ndarray) -> None:
+        self.steps_RB += looks_RB4[:, :, 0]
+        self.seconds_RB += looks_RB4[:, :, 0] * looks_RB4[:, :, 2]
+
+    def slowest(self) -> np.ndarray:
+        """Mean seconds of the slowest rank per bucket [B], 0 where none was timed."""
+        slowest_B: np.ndarray = (self.seconds_RB / np.maximum(self.steps_RB, 1)).max(axis=0)
+        return slowest_B
+
+
+@dataclass
+class _Promise:
+    """A change whose gain is still to be seen."""
+
+    predicted: float
+    before_B: np.ndarray
+    steps: int
+    """steps that were to be timed before it is judged"""
+    step: int
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What became of a change."""
+
+    step: int
+    """the step at which it was decided"""
+    predicted_gain: float
+    achieved_gain: float
+
+
+@dataclass
+class Balancer:
+    """Chooses shares.
 
     Args:
-        weights: a number of at least 0 per rank, not all 0.
-        batch_size: the sum of the shares.
+        bounds: padded length of each bucket.
+        batches: how many batches an epoch has of each bucket.
+        table: the shares to begin with.
         caps: most rows per rank; None for no caps.
-
-    Raises:
-        ValueError: the caps leave no room for the batch.
+        profile: per rank, the start-up profile; empty for none.
     """
-    caps = _checked_caps(caps, len(weights), batch_size)
-    shares = [0] * len(weights)
-    # Ranks that reach their cap drop out, and the others share what is left in proportion.
-    open_ranks = [rank for rank, weight in enumerate(weights) if weight > 0]
-    left = batch_size
-    while left:
-        if not open_ranks:
-            raise ValueError(
-                f"caps {list(caps)} leave no room for {left} of the batch's {batch_size} rows on the "
-                "ranks whose weight is above 0; raise a cap or lower the batch size"
-            )
-        total = math.fsum(weights[rank] for rank in open_ranks)
-        ideal = {rank: left * weights[rank] / total for rank in open_ranks}
-        full = [rank for rank in open_ranks if shares[rank] + ideal[rank] >= caps[rank]]
-        if not full:
-            floors = {rank: math.floor(ideal[rank]) for rank in open_ranks}
-            rest = left - sum(floors.values())
-            by_remainder = sorted(open_ranks, key=lambda rank: (floors[rank] - ideal[rank], rank))
-            for place, rank in enumerate(by_remainder):
-                shares[rank] += floors[rank] + (place < rest)
-            break
-        for rank in full:
-            left -= caps[rank] - shares[rank]
-            shares[rank] = caps[rank]
-        open_ranks = [rank for rank in open_ranks if rank not in full]
-    return tuple(shares)
 
+    bounds: Sequence[int]
+    batches: Sequence[float]
+    table: Table
+    caps: list[int] | None = None
+    profile: Sequence[Sequence[ProfilePoint]] = ()
+    speeds: SpeedModel = field(init=False)
 
-def even_shares(ranks: int, batch_size: int, caps: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The even split, as far as the caps allow it."""
-    return proportional_shares([1.0] * ranks, batch_size, caps)
+    def __post_init__(self) -> None:
+        self.ranks, self.batch_size = len(self.table[0]), sum(self.table[0])
+        self.speeds = SpeedModel(self.bounds, self.ranks, self.profile)
+        self._last_move_R = np.zeros(self.ranks)
+        self._window = _Window.empty(self.ranks, len(self.bounds))
+        self._promise: _Promise | None = None
 
+    def observe(self, looks_RB4: np.ndarray) -> None:
+        """Take what the ranks timed since the last look.
 
-def optimal_shares(
-    costs: Sequence[Cost], batch_size: int, caps: Sequence[int] | None = None, least: int = 0
-) -> tuple[int, ...]:
-    """Integer shares that minimise the slowest rank's predicted time, exactly.
+        Args:
+            looks_RB4: per rank and bucket: steps, mean rows, mean seconds, sum of squared deviations of the seconds.
+        """
+        self.speeds.observe(looks_RB4)
+        self._window.add(looks_RB4)
 
-    Bisection finds a time at which the batch does not quite fit; the last rows then go, one by one, to the rank that
-    would finish earliest with one row more. Both steps rest only on costs that do not fall with rows.
+    def lower_caps(self, caps: Sequence[float]) -> None:
+        """Take over ranks' own limits of memory, 0 for none; a rank's cap never rises.
 
-    Args:
-        costs: a cost per rank, both numbers at least 0.
-        batch_size: the sum of the shares.
-        caps: most rows per rank; None for no caps.
-        least: fewest rows per rank, as far as caps and batch size allow.
+        Raises:
+            ValueError: the caps leave no room for the batch.
+        """
+        known = self.caps or [self.batch_size] * self.ranks
+        lowered = [min(old, int(new)) if new else old for old, new in zip(known, caps, strict=True)]
+        if lowered != known:
+            self.caps = checked_caps(lowered, self.ranks, self.batch_size)
 
-    Raises:
-        ValueError: the caps leave no room for the batch.
-    """
-    ranks = len(costs)
-    limits = np.array(_checked_caps(caps, ranks, batch_size), dtype=np.int64)
-    floor = np.minimum(limits, least if least * ranks <= batch_size else 0)
-    fixed = np.array([cost.fixed for cost in costs])
-    per_row = np.maximum(np.array([cost.per_row for cost in costs]), 1e-300)
+    def decide(self, step: int, window: int, most_threshold: float = 1.0) -> Decision:
+        """Choose shares, or keep the present ones where a change is not worth it.
 
-    def fitting(seconds: float) -> np.ndarray:
-        rows = np.floor((seconds - fixed) / per_row)
-        fit: np.ndarray = np.maximum(np.clip(rows, 0, limits), floor).astype(np.int64)
-        return fit
-
-    low, high = 0.0, float(np.max(fixed + per_row * batch_size))
-    for _ in range(100):
-        middle = (low + high) / 2
-        if fitting(middle).sum() < batch_size:
-            low = middle
-        else:
-            high = middle
-    shares = fitting(low)
-    missing = batch_size - int(shares.sum())
-    queue = [(costs[rank](int(shares[rank]) + 1), rank) for rank in range(ranks) if shares[rank] < limits[rank]]
-    heapq.heapify(queue)
-    for _ in range(missing):
-        _, rank = heapq.heappop(queue)
-        shares[rank] += 1
-        if shares[rank] < limits[rank]:
-            heapq.heappush(queue, (costs[rank](int(shares[rank]) + 1), rank))
-    return tuple(int(share) for share in shares)
-
-
-def fit_cost(timings: Sequence[Timing]) -> tuple[Cost, float] | None:
-    """A rank's cost in proportion to its rows, with its relative standard error; None without a timed row.
-
-    Proportional, though a batch has a fixed cost too: applied again at every decision, it converges on equal times
-    all the same (the error shrinks by the fixed part of the time at each), and it needs no history that a rank which
-    has just slowed down would contradict.
-    """
-    used = [timing for timing in timings if timing.rows and timing.steps]
-    if not used:
-        return None
-    # Full batches decide: a short one measures little but the fixed cost.
-    most = max(timing.rows for timing in used)
-    used = [timing for timing in used if timing.rows * 2 >= most]
-    work = math.fsum(timing.steps * timing.rows * timing.bound for timing in used)
-    seconds = math.fsum(timing.steps * timing.seconds for timing in used)
-    return Cost(0.0, seconds / work), _relative_error(used)
-
-
-def _relative_error(timings: Sequence[Timing]) -> float:
-    """Relative standard error of a rank's speed.
-
-    The scatter within each batch shape, pooled; a few steps say little of it, so an assumed scatter counts as much as
-    PRIOR_STEPS steps would.
-    """
-    steps = sum(timing.steps for timing in timings)
-    known = [timing for timing in timings if timing.steps > 1 and timing.seconds > 0]
-    scatter = math.fsum((timing.steps - 1) * (timing.spread / timing.seconds) ** 2 for timing in known)
-    freedom = sum(timing.steps - 1 for timing in known)
-    variance = (scatter + PRIOR_STEPS * PRIOR_SCATTER**2) / (freedom + PRIOR_STEPS)
-    return math.sqrt(variance / steps)
-
-
-def decide(
-    timings: Sequence[Sequence[Timing]],
-    shares: Sequence[int],
-    caps: Sequence[int] | None = None,
-    most_threshold: float = 1.0,
-) -> Decision:
-    """Choose shares from the ranks' timings, or keep the present ones where a change is not worth it.
-
-    Every rank keeps at least one row where the batch has enough: a rank without rows would never be timed again.
-
-    Args:
-        timings: per rank, what it measured since the last decision.
-        shares: rows of a full batch per rank now.
-        caps: most rows per rank; None for no caps.
-        most_threshold: a predicted gain above this is taken whatever the noise.
-    """
-    fits = [fit_cost(rank) for rank in timings]
-    known = [fit for fit in fits if fit is not None]
-    if not known:
-        return Decision(tuple(shares), False, "kept: too few steps were timed", 0.0)
-    # A rank that has had no rows is taken to be as fast as the slowest that had some: enough to try it.
-    slowest = max((fit[0] for fit in known), key=lambda cost: cost.per_row)
-    costs = [fit[0] if fit is not None else slowest for fit in fits]
-    batch_size = sum(shares)
-    chosen = optimal_shares(costs, batch_size, caps, least=1)
-    before = max(cost(rows) for cost, rows in zip(costs, shares, strict=True))
-    after = max(cost(rows) for cost, rows in zip(costs, chosen, strict=True))
-    gain = max(0.0, 1 - after / before) if before else 0.0
-    threshold = min(max(MIN_GAIN, NOISE_SIGMAS * max(error for _, error in known)), most_threshold)
-    if gain < threshold or chosen == tuple(shares):
-        reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
-        return Decision(tuple(shares), False, reason, gain)
-    slow = max(range(len(costs)), key=lambda rank: costs[rank](shares[rank]))
-    return Decision(
-        chosen, True, f"rank {slow} was the slowest; its share goes from {shares[slow]} to {chosen[slow]}", gain
-    )
-
-
-def _checked_caps(caps: Sequence[int] | None, ranks: int, batch_size: int) -> list[int]:
-    limits = [batch_size] * ranks if caps is None else [min(cap, batch_size) for cap in caps]
-    if len(limits) != ranks or min(limits) < 0:
-        raise ValueError(f"caps {limits} must hold a number of at least 0 for each of the {ranks} ranks")
-    if sum(limits) < batch_size:
-        raise ValueError(
-            f"caps {limits} hold {sum(limits)} rows together, the batch has {batch_size}; "
-            "raise a cap or lower the batch size"
+        Args:
+            step: the number of the step after which this is decided.
+            window: steps after which the change's gain is judged.
+            most_threshold: a predicted gain above this is taken whatever the noise.
+        """
+        if not self.speeds.known().any():
+            return Decision(self.table, False, "kept: too few steps were timed", 0.0)
+        costs = [self.speeds.costs(bucket, self.batch_size) for bucket in range(len(self.bounds))]
+        chosen: Table = tuple(optimal_shares(cost, self.batch_size, self.caps) for cost in costs)
+        beyond = self.caps is not None and any(
+            rows > cap for shares in self.table for rows, cap in zip(shares, self.caps, strict=True)
         )
-    return limits
+        gain = self._gain(costs, self.table, chosen)
+        threshold = min(max(MIN_GAIN, self._noise()), most_threshold)
+        if chosen == self.table or (gain < threshold and not beyond):
+            reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
+            return Decision(self.table, False, reason, gain)
+        damped = not beyond and gain < DAMPED_GAIN and self._reverses(chosen)
+        if damped:
+            chosen = self._half_way(chosen)
+            gain = self._gain(costs, self.table, chosen)
+        seconds_R = self._epoch_seconds(costs, self.table)
+        slow = int(seconds_R.argmax())
+        mean_now, mean_then = (mean_shares(table, self.batches)[slow] for table in (self.table, chosen))
+        reason = f"rank {slow} was the slowest; its share goes from {mean_now} to {mean_then}"
+        if beyond:
+            reason = "a rank ran out of memory: its share is cut to what it can hold"
+        return self._change(chosen, reason + (", half the way back" if damped else ""), gain, step, window)
+
+    def achieved(self) -> Achieved | None:
+        """What became of the last change, once, as soon as enough steps were timed under it."""
+        promise = self._promise
+        if promise is None or self._window.steps_RB.sum(axis=1).max() < promise.steps:
+            return None
+        self._promise = None
+        after_B = self._window.slowest()
+        seen_B = (after_B > 0) & (promise.before_B > 0)
+        weight_B = np.array(self.batches) * seen_B
+        before = float((weight_B * promise.before_B).sum())
+        if not before:
+            return None
+        return Achieved(promise.step, promise.predicted, 1 - float((weight_B * after_B).sum()) / before)
+
+    def slowest_seconds(self, table: Sequence[Sequence[int]]) -> float:
+        """Predicted compute seconds of an epoch's full batches under a table of shares: those of the slowest rank."""
+        costs = [self.speeds.costs(bucket, self.batch_size) for bucket in range(len(self.bounds))]
+        return self._seconds(costs, as_table(table, len(self.bounds)))
+
+    def _change(self, chosen: Table, reason: str, gain: float, step: int, window: int) -> Decision:
+        self._last_move_R = self._move(chosen)
+        self._promise = _Promise(gain, self._window.slowest(), window, step)
+        self._window = _Window.empty(self.ranks, len(self.bounds))
+        self.table = chosen
+        return Decision(chosen, True, reason, gain)
+
+    def _noise(self) -> float:
+        """The predicted gain that noise alone may show.
+
+        The slowest of many ranks stands out by chance the more, the more there are: the largest of R normal errors is
+        about sqrt(2 ln R) of them.
+        """
+        errors_R = self.speeds.errors()
+        errors_R = errors_R[np.isfinite(errors_R)]
+        return max(NOISE_SIGMAS, math.sqrt(2 * math.log(self.ranks)) + 1.5) * float(errors_R.max())
+
+    def _epoch_seconds(self, costs: Sequence[Costs], table: Table) -> np.ndarray:
+        """Predicted compute seconds per rank of an epoch's full batches [R]."""
+        seconds_BR = self._seconds_BR(costs, table)
+        seconds_R: np.ndarray = np.array(self.batches) @ seconds_BR
+        return seconds_R
+
+    def _seconds_BR(self, costs: Sequence[Costs], table: Table) -> np.ndarray:
+        return np.stack([cost.seconds(np.array(shares)) for cost, shares in zip(costs, table, strict=True)])
+
+    def _seconds(self, costs: Sequence[Costs], table: Table) -> float:
+        return float(np.array(self.batches) @ self._seconds_BR(costs, table).max(axis=1))
+
+    def _gain(self, costs: Sequence[Costs], now: Table, then: Table) -> float:
+        before = self._seconds(costs, now)
+        return max(0.0, 1 - self._seconds(costs, then) / before) if before else 0.0
+
+    def _move(self, chosen: Table) -> np.ndarray:
+        now, then = (np.average(np.array(table), axis=0, weights=self.batches) for table in (self.table, chosen))
+        move_R: np.ndarray = then - now
+        return move_R
+
+    def _reverses(self, chosen: Table) -> bool:
+        return bool(self._move(chosen) @ self._last_move_R < 0)
+
+    def _half_way(self, chosen: Table) -> Table:
+        """The table between the present one and another; its rows sum up as theirs do."""
+        return tuple(
+            proportional_shares([a + b for a, b in zip(now, then, strict=True)], self.batch_size, self.caps)
+            for now, then in zip(self.table, chosen, strict=True)
+        )

@@ -77,7 +77,10 @@ class TrainConfig:
         may_change=True,
     )
     rebalance_every: int = option(
-        50, "steps between looks at the timings with --balance auto", metavar="STEPS", may_change=True
+        50,
+        "steps of a window with --balance auto: five looks at the timings, and a change's gain is told after one",
+        metavar="STEPS",
+        may_change=True,
     )
     shares: tuple[float, ...] = option(
         (),
@@ -89,6 +92,26 @@ class TrainConfig:
         (),
         "most rows of a batch that each rank takes (its memory), a number per rank, 0 for no cap (0,0,256)",
         metavar="A,B,..",
+        may_change=True,
+    )
+    micro_batch: int = option(
+        0,
+        "most rows computed at once, gradients adding up; 0: the size at which each rank is fastest, by a profile at "
+        "the start, where shares are balanced, and no limit otherwise; -1: no limit",
+        metavar="ROWS",
+        may_change=True,
+    )
+    exchange: str = option(
+        "auto",
+        "how gradients travel: dense, or an embedding's by its touched rows while the rest is computed (exact too); "
+        "auto: rows on CPU hosts with a slow network",
+        choices=("auto", "dense", "rows"),
+        may_change=True,
+    )
+    compression: str = option(
+        "none",
+        "fp16: gradients travel as 16-bit numbers; half the traffic, and no longer the very same trajectory",
+        choices=("none", "fp16"),
         may_change=True,
     )
     resume: str = option(
@@ -151,6 +174,7 @@ class TrainConfig:
             "clip_norm",
         ):
             _require(getattr(self, name) >= 0, name, "at least 0")
+        _require(self.micro_batch >= -1, "micro_batch", "at least -1")
         _require(self.batch_size < 1 << 31, "batch_size", "below 2^31")
         _require(self.threads <= 1024, "threads", "at most 1024")
         _require(0 <= self.seed < 1 << 63, "seed", "at least 0 and below 2^63")

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from engine.losses import classes_of
 from engine.plan import GlobalBatch, Plan
+from engine.shares import Table, as_table
 from native.batch import Batch, BatchBuffer
 from native.dataset import Dataset
-from native.stream import READ_AHEAD, BatchStream
+from native.stream import READ_AHEAD as READ_AHEAD
+from native.stream import BatchStream
 
 _KNOWN_VIEWS = 16
 
@@ -241,7 +243,8 @@ class Prefetcher:
         plan: the global batches.
         source: reads rows.
         rank: whose slices.
-        schedule: rows of a full batch per rank, for the first batch, the second, ...; the last entry stays in force.
+        schedule: shares for the first batch, the second, ...; the last entry stays in force. Each is rows of a full
+            batch per rank, or a table of them per bucket.
         epoch, step: where to begin (epoch from 0; step within the epoch).
         epochs: where to end.
         device: on a GPU the copies travel on a stream of their own, beside the computation.
@@ -252,15 +255,16 @@ class Prefetcher:
         plan: Plan,
         source: Source,
         rank: int,
-        schedule: Sequence[Sequence[int]],
+        schedule: Sequence[Sequence[int] | Table],
         epoch: int,
         step: int,
         epochs: int,
         device: torch.device | None = None,
     ) -> None:
-        *first, last = (tuple(shares) for shares in schedule)
+        self._plan = plan
+        *first, last = (as_table(shares, len(plan.layout)) for shares in schedule)
         self._scheduled = deque(first)
-        self._shares = last
+        self._table = last
         self._places = (
             (e, s) for e in range(epoch, epochs) for s in range(step if e == epoch else 0, plan.steps_per_epoch)
         )
@@ -270,13 +274,13 @@ class Prefetcher:
             self._reader = NativeReader(source, rank, epochs)
         else:
             self._reader = SourceReader(plan, source, rank, device)
-        self._waiting: deque[tuple[int, ...]] = deque()
+        self._waiting: deque[Table] = deque()
         for _ in range(READ_AHEAD):
             self._submit()
 
-    def set_shares(self, shares: Sequence[int]) -> None:
+    def set_shares(self, shares: Sequence[int] | Table) -> None:
         """Use new shares for every batch that has not been submitted yet: the same ones on every rank."""
-        self._shares = tuple(shares)
+        self._table = as_table(shares, len(self._plan.layout))
 
     def next(self) -> LocalBatch:
         """The next batch, in memory that holds until this is called again; an error of reading is raised here."""
@@ -284,9 +288,14 @@ class Prefetcher:
         self._waiting.popleft()
         return self._reader.take()
 
-    def schedule(self) -> list[tuple[int, ...]]:
+    def schedule(self) -> list[Table]:
         """Shares of the coming batches, as a new Prefetcher takes them to go on from here."""
-        return [*self._waiting, *self._scheduled, self._shares]
+        return [*self._waiting, *self._scheduled, self._table]
+
+    @property
+    def ahead(self) -> int:
+        """Batches that have been submitted and not been taken: shares of theirs change no more."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """End the reading; batches read ahead are dropped."""
@@ -295,6 +304,6 @@ class Prefetcher:
     def _submit(self) -> None:
         place = next(self._places, None)
         if place is not None:
-            shares = self._scheduled.popleft() if self._scheduled else self._shares
-            self._waiting.append(shares)
-            self._reader.submit(*place, shares)
+            table = self._scheduled.popleft() if self._scheduled else self._table
+            self._waiting.append(table)
+            self._reader.submit(*place, table[self._plan.batch(*place).bucket])

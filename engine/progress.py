@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.balance import Achieved
 from engine.log import Display
+
+STARVED = 0.1
+"""part of an epoch that a rank may wait for its input before the epoch's event names it"""
 
 
 @dataclass
@@ -47,15 +51,40 @@ class Hooks:
     display: Display = field(default_factory=lambda: Display(active=False))
 
 
-def shares_event(step: int, shares: Sequence[int], reason: str, gain: float) -> dict[str, Any]:
-    """The "shares" event: rows of a full batch per rank from about this step on, in every bucket."""
+def shares_event(
+    step: int,
+    shares: Sequence[int],
+    reason: str,
+    gain: float,
+    bucket: int | None = None,
+    first_step: int | None = None,
+) -> dict[str, Any]:
+    """The "shares" event: rows of a full batch per rank.
+
+    Args:
+        step: steps done when it was decided.
+        bucket: the padded length for which it holds; None for all.
+        first_step: number of the first step that uses them; None for the next one.
+    """
     return {
         "event": "shares",
         "step": step,
-        "bucket": None,
+        "bucket": bucket,
         "shares": list(shares),
         "reason": reason,
         "predicted_gain": gain,
+        "first_step": step + 1 if first_step is None else first_step,
+    }
+
+
+def gain_event(step: int, achieved: Achieved) -> dict[str, Any]:
+    """The "gain" event: what became of a change of shares, one window later."""
+    return {
+        "event": "gain",
+        "step": step,
+        "decided_at": achieved.step,
+        "predicted_gain": achieved.predicted_gain,
+        "achieved_gain": achieved.achieved_gain,
     }
 
 
@@ -81,4 +110,10 @@ def epoch_event(
         "compute_seconds": compute,
         "input_seconds": read,
         "wait_seconds": wait,
+        "starved_ranks": starved_ranks(read, progress.seconds),
     }
+
+
+def starved_ranks(input_seconds: Sequence[float], seconds: float) -> list[int]:
+    """Ranks that waited for their input for a part of the epoch that shows: a fault that shares cannot mend."""
+    return [rank for rank, waited in enumerate(input_seconds) if waited > STARVED * seconds]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,6 @@ from torch import Tensor
 from engine.command import report_error
 from engine.environment import agree_on_waiting, arm_wait_hook, keep_memory, prepare_environment, usable_cores
 from engine.errors import TrainingError, UsageError
-
-_POLL_SECONDS = 50e-6
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,6 @@ class Session:
     def root(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
-
-    def sum_in_place(self, buffers: Sequence[Tensor]) -> None:
-        """Sum each tensor over all ranks, in place; returns when all are summed."""
-        if self.size == 1:
-            return
-        handles = [
-            self.hvd.allreduce_async_(buffer, op=self.hvd.Sum, name=f"engine.sum.{number}")
-            for number, buffer in enumerate(buffers)
-        ]
-        for handle in handles:
-            # Horovod's own wait spins on a core that a slower rank may need, and holds Python's lock meanwhile.
-            while not self.hvd.poll(handle):
-                time.sleep(_POLL_SECONDS)
-            self.hvd.synchronize(handle)
 
     def sum_array(self, values: np.ndarray) -> np.ndarray:
         """The sum over all ranks of a float64 array; for figures, not gradients."""
@@ -115,6 +98,7 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     prepare_environment()
     # Autotune would change the order of reductions while training runs, and so the bits.
     os.environ["HOROVOD_AUTOTUNE"] = "0"
+    os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"  # it would fuse by order of arrival
     hvd, comm = _start_mpi()
     local_rank, local_size = hvd.local_rank(), hvd.local_size()
     # A launcher may have given each rank cores of its own; only those that are shared are divided.

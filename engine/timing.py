@@ -1,19 +1,20 @@
 """What a step costs a rank: its own compute, apart from input before it and waiting after it.
 
-Compute runs from the batch in hand to the end of backward, before the rank waits for anyone: waiting equalises
-ranks and would hide the straggler.
+Compute runs from the batch in hand to the end of backward, without what the rank waits for others in between: waiting
+equalises ranks and would hide the straggler.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from engine.balance import Timing
+LOOK_FIELDS = 4
+"""steps, mean rows, mean seconds, sum of squared deviations of the seconds"""
 
 
 class ComputeTimer:
@@ -29,38 +30,48 @@ class ComputeTimer:
             if device.type == "cuda"
             else None
         )
-        self._start = self._stop = 0.0
+        self._start = self._seconds = 0.0
 
     def start(self) -> None:
         """The batch is in hand."""
         if self._events:
             self._events[0].record()
+        self._seconds, self._start = 0.0, time.perf_counter()
+
+    def pause(self) -> None:
+        """From here on another rank may be waited for (on a CPU: a GPU's stream waits for nobody here)."""
+        self._seconds += time.perf_counter() - self._start
+
+    def resume(self) -> None:
+        """The rank computes again."""
         self._start = time.perf_counter()
 
     def stop(self) -> None:
         """Backward has been issued."""
         if self._events:
             self._events[1].record()
-        self._stop = time.perf_counter()
+        self.pause()
 
     def seconds(self) -> float:
         """Seconds between start and stop, of the device that computed."""
         if self._events:
             self._events[1].synchronize()
             return float(self._events[0].elapsed_time(self._events[1])) / 1000
-        return self._stop - self._start
+        return self._seconds
 
 
-@dataclass
 class RankClock:
-    """Collects a rank's timings: totals of the epoch, and samples per batch shape since the last decision."""
+    """Collects a rank's timings: totals of the epoch, and samples per batch shape since the last look.
 
-    compute_seconds: float = 0.0
-    input_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    _samples: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    _earlier: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    _warm: set[int] = field(default_factory=set)
+    Args:
+        bounds: padded length of each bucket, all different.
+    """
+
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self._buckets = {bound: bucket for bucket, bound in enumerate(bounds)}
+        self.compute_seconds = self.input_seconds = self.wait_seconds = 0.0
+        self._samples: dict[tuple[int, int], list[float]] = defaultdict(list)
+        self._warm: set[tuple[int, int]] = set()
 
     def add(self, bound: int, rows: int, compute: float, input: float, wait: float) -> None:
         """Record a step: local batch of `rows` rows padded to `bound`; seconds of compute, input and wait."""
@@ -69,28 +80,35 @@ class RankClock:
         self.wait_seconds += wait
         if not rows:
             return
-        # The first batch of a length pays for memory and kernels that the later ones find in place.
-        if bound in self._warm:
+        # The first batch of a shape pays for memory and kernels that the later ones find in place.
+        if (bound, rows) in self._warm:
             self._samples[bound, rows].append(compute)
-        self._warm.add(bound)
+        self._warm.add((bound, rows))
 
-    def take_timings(self, epoch_ends: bool) -> list[Timing]:
-        """The samples since the last call, summed up per batch shape; at an epoch's end all since shares changed."""
-        for shape, seconds in self._samples.items():
-            self._earlier[shape] += seconds
-        timings = [
-            _sum_up(*shape, seconds)
-            for shape, seconds in sorted((self._earlier if epoch_ends else self._samples).items())
-        ]
-        self._samples.clear()
-        if epoch_ends:
-            self._earlier.clear()
-        return timings
+    def look(self) -> np.ndarray:
+        """What was timed since the last call, and begin anew.
+
+        Returns:
+            float64 [buckets, LOOK_FIELDS]. Of a bucket with batches of several sizes the size that came most often
+            counts: a short batch measures little but the fixed cost.
+        """
+        found = np.zeros((len(self._buckets), LOOK_FIELDS))
+        by_bucket: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
+        for (bound, rows), seconds in sorted(self._samples.items()):
+            by_bucket[self._buckets[bound]].append((rows, seconds))
+        for bucket, shapes in by_bucket.items():
+            rows, seconds = max(shapes, key=lambda shape: (len(shape[1]), shape[0]))
+            kept = np.sort(seconds)
+            # Means: a rank that is throttled runs most steps at full speed and stalls in some, which is its speed too.
+            # Only the longest in twenty are left out: a hiccup that comes once is nobody's speed.
+            kept = kept[: len(kept) - len(kept) // 20]
+            found[bucket] = len(kept), rows, kept.mean(), ((kept - kept.mean()) ** 2).sum()
+        self.forget()
+        return found
 
     def forget(self) -> None:
-        """Shares have changed: what was timed before says nothing of them."""
+        """Shares have changed: what was timed since the last look is of both."""
         self._samples.clear()
-        self._earlier.clear()
 
     def totals(self) -> tuple[float, float, float]:
         """Seconds of compute, input and wait since the epoch began."""
@@ -99,10 +117,3 @@ class RankClock:
     def start_epoch(self, totals: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         """Begin the epoch's totals, at 0 or where a checkpoint left them."""
         self.compute_seconds, self.input_seconds, self.wait_seconds = totals
-
-
-def _sum_up(bound: int, rows: int, seconds: list[float]) -> Timing:
-    # Means: a rank that is throttled runs most steps at full speed and stalls in some, which is its speed too. Only the
-    # longest in twenty are left out: a hiccup that comes once is nobody's speed.
-    kept = sorted(seconds)[: len(seconds) - len(seconds) // 20]
-    return Timing(bound, rows, len(kept), fmean(kept), stdev(kept) if len(kept) > 1 else 0.0)

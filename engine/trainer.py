@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.balance import Decision
 from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
+from engine.compute import LocalWork
 from engine.errors import TrainingError
 from engine.exchange import Control, GradientExchange
-from engine.input import LocalBatch, Prefetcher, as_source
+from engine.input import LocalBatch, Prefetcher, Source, as_source
 from engine.plan import Plan
 from engine.precision import Precision
-from engine.progress import Hooks, Progress, epoch_event, shares_event
+from engine.profile import SMALLEST, best_micro_steps, profile
+from engine.progress import Hooks, Progress, epoch_event
 from engine.rebalance import Rebalancer
 from engine.session import Session
+from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
-from native.shuffle import derive_key
 
-_DROPOUT = 3  # purpose of a key
 _COLLECT_EVERY = 100
 """steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
 
@@ -42,9 +42,13 @@ class Trainer:
         plan: the global batches.
         session: the ranks.
         balance: "off", "epoch" (shares follow the timings of each epoch) or "auto" (also inside an epoch; the default).
-        rebalance_every: steps between decisions inside an epoch.
+        rebalance_every: steps of a window of "auto": a change's gain is judged after one.
         shares: fixed proportions per rank; implies balance="off".
         rank_caps: most rows of a batch per rank, 0 for no cap.
+        micro_batch: most rows computed at once; 0 for the fastest size by the start-up profile, where there is
+            balancing; -1 for no limit.
+        exchange: "auto", "dense" or "rows" (see GradientExchange).
+        compression: "none", or "fp16": gradients travel as 16-bit numbers, and are no longer exact.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         warmup_steps: steps over which the learning rate rises from 0.
         precision: "float64", "float32", "bfloat16" or "float16".
@@ -64,6 +68,9 @@ class Trainer:
         rebalance_every: int = 50,
         shares: Sequence[float] = (),
         rank_caps: Sequence[int] = (),
+        micro_batch: int = 0,
+        exchange: str = "auto",
+        compression: str = "none",
         clip_norm: float = 0.0,
         warmup_steps: int = 0,
         precision: str = "float32",
@@ -88,21 +95,30 @@ class Trainer:
                 "--rebalance-every": rebalance_every,
                 "--shares": tuple(shares),
                 "--rank-caps": tuple(rank_caps),
+                "--micro-batch": micro_batch,
+                "--exchange": exchange,
+                "--compression": compression,
                 "--clip-norm": clip_norm,
                 "--warmup-steps": warmup_steps,
             }
         )
-        self.rebalancer = Rebalancer(session, plan.batch_size, balance, rebalance_every, shares, rank_caps)
+        self.rebalancer = Rebalancer(
+            session, *_buckets(plan), plan.batch_size, balance, rebalance_every, shares, rank_caps
+        )
         self.precision = Precision(precision, session.device)
         self._broadcast_weights()
-        self._exchange = GradientExchange([p for p in model.parameters() if p.requires_grad], session)
+        self._exchange = GradientExchange(model, session, exchange, compression)
         self._timer = ComputeTimer(session.device)
-        self._clock = RankClock()
-        self._schedule: Sequence[Sequence[int]] = [self.rebalancer.shares]
+        self._work = LocalWork(
+            model, loss, self.precision, self._exchange, self._timer, (plan.seed, session.rank), micro_batch
+        )
+        self._clock = RankClock([shape.bound for shape in plan.layout])
+        self._schedule: Sequence[Table] = [self.rebalancer.table]
+        self._started = False
 
     @property
     def shares(self) -> tuple[int, ...]:
-        """Rows of a full batch per rank, for the batches that are read next."""
+        """Rows of a full batch per rank, for the batches that are read next; the mean where buckets differ."""
         return self.rebalancer.shares
 
     def fit(self, data: Any, epochs: int) -> None:
@@ -117,6 +133,7 @@ class Trainer:
         """
         self.session.agree({"epochs": epochs, "progress": self.progress.total_steps})
         source = as_source(data, self.plan, self.session.device)
+        self._start(source)
         batches = Prefetcher(
             self.plan,
             source,
@@ -138,15 +155,29 @@ class Trainer:
                 while self.progress.step < self.plan.steps_per_epoch:
                     due = self._step(batches)
                     if self.progress.step < self.plan.steps_per_epoch:
-                        self._rebalance_inside_epoch(batches)
+                        self._balance_step(batches)
                         self._schedule = batches.schedule()
                         if due:
                             self.hooks.save(None)
-                self._end_epoch(batches)
+                self._end_epoch(batches, source)
         finally:
             if collecting:
                 gc.enable()
             batches.close()
+
+    def _start(self, source: Source) -> None:
+        """Time batches of several sizes, once, where shares may change: prior knowledge for the first decisions."""
+        if self._started or not self.rebalancer.active:
+            return
+        self._started = True
+        points = profile(self._work, self.model, self.plan, source, self.session.device)
+        self._exchange.clear()
+        if self._work.micro_batch == 0:
+            self._work.micro_steps = best_micro_steps(points)
+        self.rebalancer.start(points, keep=self.progress.total_steps > 0)
+        self._record_events()
+        if self.progress.total_steps == 0:
+            self._schedule = [self.rebalancer.table]
 
     def _step(self, batches: Prefetcher) -> bool:
         """One step; whether a checkpoint is due after it."""
@@ -156,7 +187,7 @@ class Trainer:
         in_hand = time.perf_counter()
         self._timer.start()
         self._exchange.clear()
-        loss, weight = self._forward_backward(batch)
+        loss, weight = self._work.run(batch, self.progress.total_steps)
         self._timer.stop()
         due = self.session.root and self.hooks.checkpoint_due(self.progress.total_steps + 1)
         total = self._exchange.sum_over_ranks(loss, weight, Control(rows=batch.rows, checkpoint=float(due)))
@@ -170,29 +201,13 @@ class Trainer:
         self._count(total, time.perf_counter() - began, applied)
         return total.checkpoint > 0
 
-    def _forward_backward(self, batch: LocalBatch) -> tuple[Tensor | float, Tensor | float]:
-        """Sums of the loss and of the weights of this rank's rows; gradients are left in the exchange's buffers."""
-        if not batch.rows:
-            return 0.0, 0.0
-        # Keyed by step and rank, so that a resumed run draws the same dropout masks.
-        torch.manual_seed(derive_key(self.plan.seed, _DROPOUT, self.progress.total_steps, self.session.rank))
-        with self.precision.context():
-            output = self.model(*batch.inputs)
-            losses = self.loss(output, batch.target)
-        if losses.shape != (batch.rows,):
-            raise ValueError(
-                f"the loss returned shape {tuple(losses.shape)} for {batch.rows} rows; it must return one loss "
-                "per row, or a rank's mean would count as much as another's of more rows: reduction='none'"
-            )
-        weights = self.loss.row_weights(batch.target) if hasattr(self.loss, "row_weights") else None
-        weighted = losses if weights is None else losses * weights.to(losses.dtype)
-        # Divided by the rows of the whole batch, so that the sum over ranks is the whole batch's gradient.
-        (weighted.sum() * (self.precision.scale / batch.whole.rows)).backward()
-        weight = float(batch.rows) if weights is None else weights.double().sum()
-        return weighted.detach().double().sum(), weight
-
     def _apply(self, total: Control, batch: LocalBatch) -> bool:
         """Make the summed gradient that of the weighted mean, clip it, and step; whether the step was made."""
+        if total.outside:
+            raise TrainingError(
+                f"step {self.progress.total_steps + 1}: an embedding's weight got a gradient in rows that the module "
+                "did not look up (it is used elsewhere too), so they were not exchanged; set --exchange dense"
+            )
         if total.weight > 0:
             factor = batch.whole.rows / total.weight / self.precision.scale
             if factor != 1.0:
@@ -244,34 +259,48 @@ class Trainer:
                 {"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean}
             )
 
-    def _rebalance_inside_epoch(self, batches: Prefetcher) -> None:
-        if not self.rebalancer.due(self.progress.step):
-            return
-        decision = self.rebalancer.decide(self._clock, epoch_ends=False)
-        if decision.changed:
-            batches.set_shares(decision.shares)
-            self._record_shares(decision)
+    def _balance_step(self, batches: Prefetcher) -> None:
+        """What balancing does after a step inside an epoch; it waits for nobody."""
+        step, total = self.progress.step, self.progress.total_steps
+        left = self.plan.steps_per_epoch - step
+        if self.rebalancer.after_step(step, total, left, self._clock, self._work.most_rows):
+            assert self.rebalancer.first_step == total + batches.ahead + 1, "new shares begin elsewhere on this rank"
+            batches.set_shares(self.rebalancer.table)
+        self._record_events()
 
-    def _end_epoch(self, batches: Prefetcher) -> None:
+    def _end_epoch(self, batches: Prefetcher, source: Source) -> None:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
         self._keep_replicas_equal()
         shares = self.shares
         figures = self.hooks.validate(shares)
         clocks = self.session.comm.gather(self._clock.totals(), root=0)
-        decision = self.rebalancer.decide(self._clock, epoch_ends=True)
+        self._probe(source)
+        self.rebalancer.at_epoch_end(self.progress.total_steps, self._clock, self._work.most_rows)
         if clocks is not None:
             self.hooks.record(epoch_event(self.progress, figures, shares, clocks))
-            self._record_shares(decision)
-        batches.set_shares(decision.shares)
+        self._record_events()
+        batches.set_shares(self.rebalancer.table)
         self.progress.start_epoch()
         self._clock.start_epoch()
         self._schedule = batches.schedule()
         self.hooks.save(figures or {})
 
-    def _record_shares(self, decision: Decision) -> None:
-        if self.session.root:
-            event = shares_event(self.progress.total_steps, decision.shares, decision.reason, decision.predicted_gain)
+    def _probe(self, source: Source) -> None:
+        """Let ranks that have no rows in any bucket time a few, so that they can come back."""
+        table = self.rebalancer.table
+        idle = [rank for rank in range(self.session.size) if not any(shares[rank] for shares in table)]
+        if not self.rebalancer.active or not idle:
+            return
+        points = []
+        if self.session.rank in idle:
+            points = profile(self._work, self.model, self.plan, source, self.session.device, sizes=[SMALLEST])
+            self._exchange.clear()
+        self.rebalancer.probe(points)
+
+    def _record_events(self) -> None:
+        """Record what the balancer has to tell (rank 0)."""
+        for event in self.rebalancer.take_events():
             self.hooks.record(event)
 
     def _keep_replicas_equal(self) -> None:
@@ -297,7 +326,7 @@ class Trainer:
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
         return tensors, {
             "progress": asdict(self.progress),
-            "schedule": [list(shares) for shares in self._schedule],
+            "schedule": [[list(shares) for shares in table] for table in self._schedule],
             "clocks": self.session.comm.allgather(self._clock.totals()),
             "optimizer": optimizer_values,
             "precision": self.precision.state(),
@@ -313,7 +342,13 @@ class Trainer:
         self.precision.load_state(values["precision"])
         self.progress = Progress(**values["progress"])
         self._set_rates(1.0)  # the rates of this run, not those that the checkpoint was trained with
-        if self.rebalancer.resume(values["schedule"]):
-            self._schedule = values["schedule"]
+        schedule = [as_table(shares, len(self.plan.layout)) for shares in values["schedule"]]
+        if self.rebalancer.resume(schedule):
+            self._schedule = schedule
         if len(values["clocks"]) == self.session.size:
             self._clock.start_epoch(tuple(values["clocks"][self.session.rank]))
+
+
+def _buckets(plan: Plan) -> tuple[list[int], list[int]]:
+    """Padded length of each bucket, and the number of its batches in an epoch."""
+    return [shape.bound for shape in plan.layout], [-(-shape.rows // plan.batch_size) for shape in plan.layout]

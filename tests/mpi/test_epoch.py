@@ -121,18 +121,14 @@ def test_a_rank_slowed_threefold_gets_less_than_half_of_the_others(session, data
     epochs = [event for event in events if event["event"] == "epoch"]
     for event in epochs[1:]:
         assert event["shares"][slow] < min(event["shares"][:slow]) / 2
-    # The slowest rank of an even split computes longest; afterwards none stands out.
-    before, after = (
-        max(event["compute_seconds"]) / np.mean(event["compute_seconds"]) for event in (epochs[0], epochs[-1])
-    )
-    if balance == "epoch":
-        assert before > 1.3
-        assert max(epochs[-1]["compute_seconds"]) < max(epochs[0]["compute_seconds"])
-    assert after < 1.3
+    # The slowest rank of an even split would compute longest; now none stands out.
+    assert max(epochs[-1]["compute_seconds"]) / np.mean(epochs[-1]["compute_seconds"]) < 1.3
     changes = [event for event in events if event["event"] == "shares" and event["predicted_gain"] > 0.2]
     assert changes
     assert f"rank {slow}" in changes[0]["reason"]
-    assert balance == "auto" or changes[0]["step"] == epochs[0]["step"]
+    # The start-up profile has shown it before the first step.
+    assert changes[0]["step"] == 0
+    assert "start-up profile" in changes[0]["reason"]
 
 
 def test_a_rank_is_timed_by_its_own_work_and_not_by_waiting_or_input(session, dataset):
@@ -146,7 +142,7 @@ def test_a_rank_is_timed_by_its_own_work_and_not_by_waiting_or_input(session, da
         assert last["compute_seconds"][rank] < last["compute_seconds"][slow] / 2
         assert last["wait_seconds"][rank] > last["compute_seconds"][slow] / 3
     assert last["wait_seconds"][slow] < last["compute_seconds"][slow] / 2
-    events = train_slowed(dataset, session, 0.0, slow_input=0.05 if session.rank == slow else 0.0, balance="epoch")
+    events = train_slowed(dataset, session, 0.0005, slow_input=0.1 if session.rank == slow else 0.0, balance="epoch")
     last = [event for event in events if event["event"] == "epoch"][-1]
     assert last["input_seconds"][slow] > 2 * last["compute_seconds"][slow]
     assert last["input_seconds"][0] < last["input_seconds"][slow] / 2
@@ -155,7 +151,7 @@ def test_a_rank_is_timed_by_its_own_work_and_not_by_waiting_or_input(session, da
 def test_figures_come_from_summed_counts(session, dataset):
     """The figures of all ranks together are those of one process, to the last count."""
     _, trainer = train(dataset, session, "adam", 2)
-    shares = engine.balance.proportional_shares(uneven(session.size), BATCH)
+    shares = engine.shares.proportional_shares(uneven(session.size), BATCH)
 
     def sum_over_ranks(values: np.ndarray) -> np.ndarray:
         total = np.empty_like(values)

@@ -11,6 +11,7 @@ import engine
 from engine.balance import Decision
 from engine.exchange import Control, GradientExchange
 from engine.losses import ReviewLoss
+from engine.shares import proportional_shares
 
 pytestmark = pytest.mark.mpi
 EPOCHS = 8  # of 25 steps
@@ -51,14 +52,15 @@ def test_shares_that_change_inside_epochs_change_nothing(session, dataset, monke
     expected, _ = train_alone(dataset, session, "adam", EPOCHS)
     used = []
 
-    def scripted(timings, shares, caps=None, most_threshold=1.0):
-        """Another split at every look: what a nervous balancer would do."""
-        weights = np.roll(np.arange(session.size) ** 2, len(used))
-        chosen = engine.balance.proportional_shares(weights.tolist(), BATCH)
+    def scripted(balancer, step, window, most_threshold=1.0):
+        """Another split at every look, and in every bucket: what a nervous balancer would do."""
+        weights = np.roll(np.arange(session.size) ** 2, len(used)).tolist()
+        chosen = proportional_shares(weights, BATCH)
         used.append(chosen)
-        return Decision(chosen, True, "scripted", 0.5)
+        balancer.table = (chosen, *(proportional_shares(weights[::-1], BATCH) for _ in balancer.bounds[1:]))
+        return Decision(balancer.table, True, "scripted", 0.5)
 
-    monkeypatch.setattr("engine.rebalance.decide", scripted)
+    monkeypatch.setattr("engine.balance.Balancer.decide", scripted)
     found, _ = train(dataset, session, "adam", EPOCHS, balance="auto", rebalance_every=3)
     if session.size > 1:
         assert session.comm.bcast(len(set(used)), root=0) == session.size
@@ -68,7 +70,7 @@ def test_shares_that_change_inside_epochs_change_nothing(session, dataset, monke
 def test_the_summed_gradient_is_that_of_the_whole_batch(session, dataset):
     """Directly, before any optimiser: with class weights, on a short batch, at uneven shares."""
     loss = ReviewLoss(engine.config.ModelConfig(dropout=0.0), (3.0, 0.25))
-    shares = engine.balance.proportional_shares(uneven(session.size), BATCH)
+    shares = proportional_shares(uneven(session.size), BATCH)
     with engine.open(dataset) as data:
         plan = make_plan(data)
         short = [batch for batch in plan.epoch(0) if batch.rows < BATCH]
@@ -90,7 +92,7 @@ def test_the_summed_gradient_is_that_of_the_whole_batch(session, dataset):
             whole = make_model(data)
             _, weight = gradient(plan.rows(0, batch), whole)
             model = make_model(data)
-            exchange = GradientExchange(list(model.parameters()), session)
+            exchange = GradientExchange(model, session)
             local = gradient(plan.local_rows(0, batch, shares, session.rank), model)
             total = exchange.sum_over_ranks(*local, Control())
             exchange.scale(batch.rows / total.weight)

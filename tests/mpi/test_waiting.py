@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.reduction import Reducer
 from native import mpi_wait
 
 pytestmark = pytest.mark.mpi
@@ -29,9 +30,13 @@ if who == "all" or rank == int(who):
     if how == "late": import horovod.torch
     if how == "mpi4py": from mpi4py import MPI; MPI.COMM_WORLD.allreduce(1)
 import torch, engine
+from engine.reduction import Reducer
 sessions = [engine.init(device="cpu", threads=1) for _ in range(2)]
 sums = [torch.full((size,), 1.0 + rank) for size in (3, 1000)]
-sessions[-1].sum_in_place(sums)
+reducer = Reducer(sessions[-1])
+for number, value in enumerate(sums):
+    reducer.start(f"test.{number}", value)
+reducer.wait()
 sys.modules.pop("native.mpi_wait", None) if how == "missing" else None
 from native import mpi_wait
 end = time.monotonic() + 0.3
@@ -92,7 +97,9 @@ def test_horovods_idle_thread_waits_in_the_hook_and_data_passes_by(session):
     assert mpi_wait.counts()[0] > taken + 10
     if session.size > 1:
         passed = mpi_wait.counts()[1]
-        session.sum_in_place([torch.ones(1000), torch.ones(2, dtype=torch.int64)])
+        reducer = Reducer(session)
+        reducer.start("passed.on", torch.ones(1000))
+        reducer.wait()
         assert mpi_wait.counts()[1] > passed
 
 
