@@ -3,10 +3,11 @@
     python -m benchmarks.balance            # about 20 minutes
     python -m benchmarks.balance --quick    # one local setting, about a minute
 
-E is the job's rows per second over the sum of the ranks' own rates, each at its best local batch, all busy at the same
-time, with nothing exchanged: measured before and after the job by processes that have not started Horovod. In the job
-all methods take turns (benchmarks.balance_methods). Ranks stay on one core each, with CPU quotas for the speed ratios,
-on this machine or on the lab's hosts (tests/cluster/lab), whose network has a rate of 1 Gbit/s.
+E is the job's rows per second over the sum of the ranks' own rates, each at its best local batch, all busy at the
+same time, with nothing exchanged: measured by processes that have not started Horovod, between the job's rounds,
+while the job is stopped. In the job all methods take turns (benchmarks.balance_methods). Ranks stay on one core each,
+with CPU quotas for the speed ratios, on this machine or on the lab's hosts (tests/cluster/lab), whose network has a
+rate of 1 Gbit/s.
 
     E = batch size x balance x exposure     (benchmarks.balance_figures says what each is)
 

@@ -1,8 +1,8 @@
 """One rank's own rate: whole training steps with nothing exchanged, in a process that has not started Horovod or MPI.
 
 Started by benchmarks.balance, one process per rank, with that rank's core and quota. It waits for requests
-(request-K.json in the scratch folder) and answers each (alone-K-RANK.json). All ranks measure at the same time: a rank that
-is done keeps training, unmeasured, until the last one is.
+(request-K.json in the scratch folder) and answers each (alone-K-RANK.json). All ranks measure at the same time: a rank
+that is done keeps training, unmeasured, until the last one is.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 E = rows/s of the job / V, V the sum of the ranks' own rates v. Over the counted steps, with c the ranks' compute
 seconds and n their rows, it is exactly the product of
 
-    batch size  sum n / sum(v c)        what a rank's rows cost in the job, against its best; compute alone is counted here,
-                                        v counts whole steps: without any loss it is a little above 1
-    balance     sum(v c) / (V max c)    mean/max compute time, each rank weighing by its rate
-    exposure    max c / step time       the rest: exchange, clipping, optimizer, waiting for input
+    batch size  sum n / sum(v c)       the rate of the job's local batches over v. Compute alone is counted here while
+                                       v counts whole steps: without any loss it is a little above 1
+    balance     sum(v c) / (V max c)   mean/max compute time, each rank weighing by its rate
+    exposure    max c / step time      the rest is exchange, clipping, optimizer, waiting for input
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
@@ -54,7 +55,7 @@ def counted(turns: Sequence[Mapping[str, Any]]) -> Steps:
         ranks = [rank["steps"] for rank in turn["ranks"]]
         ends = [step[0] for step in ranks[0]]
         seconds += ends[-1] - ends[0]
-        each += [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        each += [after - before for before, after in pairwise(ends)]
         for step in list(zip(*ranks, strict=True))[1:]:
             rows.append([rank[2] for rank in step])
             compute.append([rank[3] for rank in step])
@@ -101,12 +102,12 @@ def rate_at(sizes: Mapping[int, float], rows: float) -> float:
 
 
 def batch_size_alone(rows: Sequence[float], profiles: Sequence[Mapping[int, float]], rates: Sequence[float]) -> float:
-    """The factor "batch size" as the ranks' profiles alone foretell it.
+    """The factor "batch size" as the ranks' profiles foretell it, without anything that the job does to them.
 
     Args:
         rows: mean local batch per rank.
         profiles: compute rate by local batch, per rank, measured without a job.
-        rates: the ranks' own rates v.
+        rates: the ranks' own rates v, measured with the profiles.
     """
     # A rank whose rows are few or none takes no time, and loses none.
     spent = [n / rate_at(profile, n) if n else 0.0 for n, profile in zip(rows, profiles, strict=True)]
@@ -140,10 +141,10 @@ def time_over(turns: Sequence[Mapping[str, Any]], method: str, other: str) -> fl
     return median(b / a for a, b in zip(rates[method], rates[other], strict=True))
 
 
-def reaction(turns: Sequence[Mapping[str, Any]], settled_after: int) -> dict[str, float]:
-    """After a slow-down: auto's step time from step `settled_after` of its turn on, and the new oracle's."""
+def reaction(turns: Sequence[Mapping[str, Any]], first: int) -> dict[str, float]:
+    """After a slow-down: auto's median step time from the counted step `first` (from 0) on, and the new oracle's."""
     times = {turn["method"]: counted([turn]).each for turn in turns if turn["counted"]}
-    auto, oracle = median(times["auto"][settled_after - 1 :]), median(times["oracle"])
+    auto, oracle = median(times["auto"][first:]), median(times["oracle"])
     return {"auto_step_seconds": auto, "oracle_step_seconds": oracle, "auto_over_oracle": auto / oracle}
 
 

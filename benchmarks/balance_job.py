@@ -63,10 +63,19 @@ class Job:
         for name in self.methods:
             if name in ADAPTIVE:
                 self.turn(name, spec["steps"][name], False)
+        self.pause(0)
         for number in range(spec["rounds"]):
             # To and fro: what slows the machine steadily slows all methods alike.
             for name in list(self.methods)[:: -1 if number % 2 else 1]:
                 self.turn(name, spec["steps"][name], True)
+            self.pause(number + 1)
+
+    def pause(self, number: int) -> list[float]:
+        """Wait while the parent stops these processes and measures the ranks' rates of compute without them."""
+        self.session.comm.Barrier()
+        put(self.scratch / f"pause-{number}-{self.session.rank}.json", None)
+        rates: list[float] = get(self.scratch / f"go-on-{number}.json", PATIENCE)
+        return rates
 
     def reaction(self) -> None:
         """A rank becomes three times slower in mid-epoch under auto; then an oracle that knows its new speed."""
@@ -78,10 +87,7 @@ class Job:
             self.recorder.after_step = lambda count: put(self.scratch / "cut.json", None) if count == cut else None
         self.turn("auto", spec["steps"]["auto"], True)
         self.recorder.after_step = lambda count: None
-        put(self.scratch / f"waiting-{self.session.rank}.json", None)
-        # The parent stops these processes while it measures the ranks' new rates.
-        fresh = get(self.scratch / "fresh.json", PATIENCE)
-        self.methods["oracle"] = self.make("oracle", fresh)
+        self.methods["oracle"] = self.make("oracle", self.pause(0))
         self.turn("oracle", spec["first_steps"], False)
         self.turn("oracle", spec["reaction"]["settling"], True)
 

@@ -1,4 +1,4 @@
-"""The methods that benchmarks.balance compares, each with a model, an optimizer and a loop of its own in the same processes.
+"""The methods that benchmarks.balance compares, in the same processes: each has a model and an optimizer.
 
 off, epoch, auto: the engine with that --balance.  oracle: fixed shares by speeds that were measured beforehand.
 original: the rule of the project that this one grew from: after every epoch shares in proportion to the rows per second

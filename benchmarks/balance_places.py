@@ -1,4 +1,4 @@
-"""Where the ranks of benchmarks.balance run: on this machine or on the lab's hosts, each on one core with a CPU quota."""
+"""Where the ranks of benchmarks.balance run: this machine or the lab's hosts, each on one core with a CPU quota."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ PERIOD = 10_000
 """microseconds: a quota spent in one long burst would look like jitter, not like a slower machine"""
 HEADROOM = 0.96
 """part of a core that ranks sharing it get together"""
-PIN = 'r=${OMPI_COMM_WORLD_RANK:-$BENCH_RANK}; g=$(echo "$1" | cut -d, -f$((r + 1))); c=$(echo "$2" | cut -d, -f$((r + 1)))'
-JOIN = PIN + '; [ -z "$g" ] || echo $$ > "$g/cgroup.procs"; shift 2; exec taskset -c "$c" "$@"'
+JOIN = """
+place=$((${OMPI_COMM_WORLD_RANK:-$BENCH_RANK} + 1))
+group=$(echo "$1" | cut -d, -f$place)
+core=$(echo "$2" | cut -d, -f$place)
+shift 2
+[ -z "$group" ] || echo $$ > "$group/cgroup.procs"
+exec taskset -c "$core" "$@"
+"""
 """a shell's program: go into the rank's control group, if it has one, and stay on its core"""
 
 

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -101,25 +102,23 @@ def measure(setting: Setting, options: argparse.Namespace, scratch: Path) -> dic
             before = alone.ask("profile", batch_size=setting.batch_size, seconds=options.seconds)
             profiles = [{int(size): rate["compute_rate"] for size, rate in rank["sizes"].items()} for rank in before]
             spec = job_spec(setting, options, str(data), profiles, steps)
-            best = [rank["best"] for rank in before]
-            turns, fresh = run_job(place, parts, spec, scratch, alone, best)
-            after = fresh or alone.ask("rate", sizes=best, seconds=2 * options.seconds)
+            best, again = [rank["best"] for rank in before], 2 * options.seconds
+            turns, pauses = run_job(place, parts, spec, scratch, partial(alone.ask, "rate", sizes=best, seconds=again))
         finally:
             alone.close()
-    rates = [fmean((one["rate"], two["rate"])) for one, two in zip(before, after, strict=True)]
+    rates = [fmean(rank["rate"] for rank in ranks) for ranks in zip(*pauses, strict=True)]
     found = setting.as_json() | {
         "rates": rates,
         "best_local_batch": best,
         "parts_of_core": parts,
-        "profiles": [{size: rate["rate"] for size, rate in rank["sizes"].items()} for rank in before],
+        "rates_at": [{size: rate["rate"] for size, rate in rank["sizes"].items()} for rank in before],
+        "rates_in_turn": [[rank["rate"] for rank in ranks] for ranks in (before, *pauses)],
     }
-    if reacts:
-        auto = factors(counted([turn for turn in turns if turn["counted"] and turn["method"] == "auto"]), rates)
-        found |= {"rates_after_slow_down": [rank["rate"] for rank in after], "controller": auto["controller"]}
-        first = spec["reaction"]["cut_after"] + REACTION_WINDOW + 2 + 1
-        return found | reaction(turns, first)
-    found["drift"] = [two["rate"] / one["rate"] - 1 for one, two in zip(before, after, strict=True)]
-    return found | figures(turns, rates, profiles)
+    if setting.kind == "reaction":
+        return found | reaction_figures(turns, rates, spec["reaction"]["cut_after"] + REACTION_WINDOW + 2)
+    totals = [sum(rank["rate"] for rank in ranks) for ranks in pauses]
+    found["drift"] = max(totals) / min(totals) - 1
+    return found | figures(turns, rates, profiles, [rank["rate"] for rank in before])
 
 
 def job_spec(
@@ -155,30 +154,35 @@ def job_spec(
 
 
 def run_job(
-    place: Place, parts: Sequence[float], spec: Mapping[str, Any], scratch: Path, alone: Alone, best: Sequence[int]
-) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    """Start the job and attend to it; its turns, and where a rank was slowed down the ranks' rates after that."""
+    place: Place, parts: Sequence[float], spec: Mapping[str, Any], scratch: Path, rates: Callable[[], list[Any]]
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Start the job and attend to it; its turns, and the ranks' rates that were measured in its pauses."""
+
+    def files(name: str) -> list[Path]:
+        return [scratch / f"{name}-{rank}.json" for rank in range(place.ranks)]
+
     put(scratch / "spec.json", spec)
     for rank in range(place.ranks):
         place.slow(rank, 1)  # starting up at a low quota would take long
+    pauses: list[Any] = []
     with started(place, [sys.executable, "-m", "benchmarks.balance_job", str(scratch)]) as job:
-        wait_for(job, [scratch / f"ready-{rank}.json" for rank in range(place.ranks)])
+        wait_for(job, files("ready"))
+        pids = [json.loads(path.read_text()) for path in files("ready")]
         for rank, part in enumerate(parts):
             place.slow(rank, part)
         put(scratch / "go.json", None)
-        fresh = None
         if spec["reaction"]:
             wait_for(job, [scratch / "cut.json"], 0.002)
             place.slow(0, parts[0] / SLOW_DOWN)
-            wait_for(job, [scratch / f"waiting-{rank}.json" for rank in range(place.ranks)])
-            pids = [json.loads((scratch / f"ready-{rank}.json").read_text()) for rank in range(place.ranks)]
+        for number in range(1 if spec["reaction"] else spec["rounds"] + 1):
+            wait_for(job, files(f"pause-{number}"))
             with stopped(pids):
-                fresh = alone.ask("rate", sizes=best, seconds=1.5)
-            put(scratch / "fresh.json", [rank["compute_rate"] for rank in fresh])
+                pauses.append(rates())
+            put(scratch / f"go-on-{number}.json", [rank["compute_rate"] for rank in pauses[-1]])
         wait_for(job, [scratch / "turns.json"])
         job.wait(60)
     turns: list[dict[str, Any]] = json.loads((scratch / "turns.json").read_text())
-    return turns, fresh
+    return turns, pauses
 
 
 @contextmanager
@@ -219,9 +223,19 @@ def wait_for(job: subprocess.Popen[bytes], paths: Sequence[Path], every: float =
 
 
 def figures(
-    turns: Sequence[Mapping[str, Any]], rates: Sequence[float], profiles: Sequence[Mapping[int, float]]
+    turns: Sequence[Mapping[str, Any]],
+    rates: Sequence[float],
+    profiles: Sequence[Mapping[int, float]],
+    profiled: Sequence[float],
 ) -> dict[str, Any]:
-    """Every method's figures, and those that are judged."""
+    """Every method's figures, and those that are judged.
+
+    Args:
+        turns: of all methods.
+        rates: the ranks' own rates during the job.
+        profiles: compute rate by local batch, per rank, before the job.
+        profiled: the ranks' own rates at that time.
+    """
     methods: dict[str, dict[str, Any]] = {}
     for name in METHODS:
         own = [turn for turn in turns if turn["counted"] and turn["method"] == name]
@@ -230,14 +244,18 @@ def figures(
         steps = counted(own)
         mean_rows = [fmean(rank) for rank in zip(*steps.rows, strict=True)]
         methods[name] = factors(steps, rates) | {"shares": mean_rows, "steps": len(steps.each)}
-        methods[name]["batch_size_alone"] = batch_size_alone(mean_rows, profiles, rates)
+        methods[name]["batch_size_alone"] = batch_size_alone(mean_rows, profiles, profiled)
     found: dict[str, Any] = {f"E_{KEYS.get(name, name)}": item["E"] for name, item in methods.items()}
     auto = methods.get("auto", {})
     found |= {name: auto.get(name) for name in ("mean_over_max", "mean_over_max_p10", "controller")}
     even = time_over(turns, "auto", "off")
-    found |= {
-        "auto_over_oracle": time_over(turns, "auto", "oracle"),
-        "auto_rate_over_even": None if even is None else 1 / even,
-        "methods": methods,
-    }
-    return found
+    found["auto_over_oracle"] = time_over(turns, "auto", "oracle")
+    found["auto_rate_over_even"] = None if even is None else 1 / even
+    return found | {"methods": methods}
+
+
+def reaction_figures(turns: Sequence[Mapping[str, Any]], rates: Sequence[float], settled: int) -> dict[str, Any]:
+    """Auto against the new oracle from `settled` steps on."""
+    auto = factors(counted([turn for turn in turns if turn["counted"] and turn["method"] == "auto"]), rates)
+    # A turn's first step is not counted: the step after `settled` of them stands at settled - 1.
+    return reaction(turns, settled - 1) | {"controller": auto["controller"]}
