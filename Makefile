@@ -18,11 +18,12 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: help setup demo test unit mpi faults lint types bench engines docs clean
+.PHONY: help setup demo test unit mpi faults cluster lint types bench engines docs clean
 help:
 	@echo 'make setup    .venv with everything in it (again only what has changed)'
 	@echo "make demo     reviews in, a trained model out, on NP=2 ranks; REVIEWS='path/*.json.gz' NP=3 EPOCHS=5"
-	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults (each alone: make unit, mpi, mpi-3, faults)'
+	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults, on test hosts'
+	@echo '              (each alone: make unit, mpi, mpi-3, faults, cluster)'
 	@echo 'make lint     ruff;  make types  mypy'
 	@echo 'make bench    benchmarks, about 15 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
 	@echo 'make engines, make docs: not in this version'
@@ -36,6 +37,7 @@ demo: setup
 
 test: unit mpi
 	@if [ -d tests/faults ]; then $(MAKE) --no-print-directory faults; fi
+	@if [ -d tests/cluster ]; then $(MAKE) --no-print-directory cluster; fi
 
 # A test that hangs is a failure too, hence the time limits: far above what the slowest machine should need.
 unit: setup
@@ -60,6 +62,10 @@ types: setup
 
 faults: setup
 	@if [ -d tests/faults ]; then timeout 1200 $(PY) -m pytest tests/faults; else echo 'make faults: not in this version'; exit 2; fi
+
+# Over a network, on hosts made of namespaces: skipped, with the reason, without root or sshd.
+cluster: setup
+	timeout 1200 $(PY) -m pytest tests/cluster
 
 bench: setup
 	$(PY) -m benchmarks

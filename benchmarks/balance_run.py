@@ -17,13 +17,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.balance_figures import batch_size_alone, counted, factors, oracle_shares, reaction, time_over
+from benchmarks.balance_figures import batch_size_alone, counted, factors, oracle_shares, rate_at, reaction, time_over
 from benchmarks.balance_places import LabPlace, Place, end, parts_of_core
 from benchmarks.balance_settings import METHODS, STEPS, Setting
 from benchmarks.balance_work import dataset, put
 
 PATIENCE = 600.0
 FIRST_STEPS = 3
+FEWEST_STEPS = 3
+LONG_STEP = 1.0
+"""seconds: with an even split of such steps the first round is as short as can be"""
 SLOW_DOWN = 3
 REACTION_WINDOW = 20
 REACTION_STEPS = 80
@@ -132,9 +135,9 @@ def job_spec(
     shares = oracle_shares(profiles, setting.batch_size)
     even = setting.batch_size / len(shares)
     # An even split is slower by about this much; it takes fewer steps, and no longer than the others.
-    slower = max(even / profile[min(profile, key=lambda size: abs(size - even))] for profile in profiles)
+    slower = max(even / rate_at(profile, even) for profile in profiles)
     balanced = max(share / max(profile.values()) for share, profile in zip(shares, profiles, strict=True))
-    fewer = max(4, round(steps * min(1.0, balanced / slower)))
+    fewer = max(FEWEST_STEPS, round(steps * min(1.0, balanced / slower)))
     spec = {
         "data": data,
         "batch_size": setting.batch_size,
@@ -142,7 +145,7 @@ def job_spec(
         "oracle": shares,
         "window": max(2, steps // 2),
         "rounds": options.rounds,
-        "first_steps": FIRST_STEPS,
+        "first_steps": FIRST_STEPS if slower < LONG_STEP else 2,
         "steps": {name: fewer if name in ("off", "ddp") else steps for name in METHODS},
         "reaction": None,
     }
