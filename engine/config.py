@@ -104,7 +104,7 @@ class TrainConfig:
     exchange: str = option(
         "auto",
         "how gradients travel: dense, or an embedding's by its touched rows while the rest is computed (exact too); "
-        "auto: rows on CPU hosts with a slow network",
+        "auto: rows on several CPU hosts with a slow network between them",
         choices=("auto", "dense", "rows"),
         may_change=True,
     )

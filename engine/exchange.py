@@ -116,8 +116,8 @@ class GradientExchange:
     Args:
         model: its trained parameters are exchanged, in the same order on every rank.
         session: the ranks.
-        method: "dense", "rows" (embeddings by touched rows, overlapped), or "auto": rows where the network is so slow
-            that they pay, by a measurement at the start.
+        method: "dense", "rows" (embeddings by touched rows, overlapped), or "auto": rows between hosts whose network is
+            so slow that they pay, by a measurement at the start.
         compression: "none" or "fp16".
     """
 
@@ -127,7 +127,10 @@ class GradientExchange:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         self._control = torch.zeros(len(fields(Control)), dtype=torch.float64, device=parameters[0].device)
-        embeddings = _embeddings(model, parameters) if session.size > 1 and session.device.type == "cpu" else {}
+        # Between processes of one host a dense exchange is as fast as memory; on GPUs NCCL takes care of it.
+        several_hosts = session.comm.allreduce(int(session.local_size < session.size)) > 0
+        may = session.device.type == "cpu" and (several_hosts or method == "rows") and session.size > 1
+        embeddings = _embeddings(model, parameters) if may else {}
         self._flats = self._lay_out(parameters)
         self._rows: list[_Rows] = []
         if embeddings and method != "dense" and (method == "rows" or self._seconds() > ROWS_PAY):

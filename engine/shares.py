@@ -100,7 +100,9 @@ def _longer(rows: Sequence[float], values: Sequence[float], knots: int) -> list[
     return [*values, *(values[-1] + step * more for more in range(1, knots - len(values) + 1))]
 
 
-def optimal_shares(costs: Costs, batch_size: int, caps: Sequence[int] | None = None) -> tuple[int, ...]:
+def optimal_shares(
+    costs: Costs | Sequence[Cost], batch_size: int, caps: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Integer shares that minimise the slowest rank's predicted time, exactly.
 
     Bisection finds a time at which the batch does not quite fit; the last rows then go, one by one, to the rank that
@@ -115,6 +117,8 @@ def optimal_shares(costs: Costs, batch_size: int, caps: Sequence[int] | None = N
     Raises:
         ValueError: the caps leave no room for the batch.
     """
+    if not isinstance(costs, Costs):
+        costs = Costs.of(costs)
     limits_R = np.array(checked_caps(caps, len(costs), batch_size), dtype=np.int64)
 
     def fitting(seconds: float) -> np.ndarray:
