@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_new_shares_begin_after_what_was_read_ahead_and_a_resumed_run_sees_the_s
     take(batches, 5)
     batches.set_shares((39, 1))
     schedule = batches.schedule()
-    assert schedule == [(20, 20), (20, 20), (39, 1)]
+    assert schedule == [((20, 20), (20, 20)), ((20, 20), (20, 20)), ((39, 1), (39, 1))]
     rest = take(batches, 2 * plan.steps_per_epoch - 5)
     full = [(rows, whole.rows) for whole, rows, _ in rest if whole.rows == 40]
     assert full[0] == (20, 40)
@@ -57,6 +58,23 @@ def test_new_shares_begin_after_what_was_read_ahead_and_a_resumed_run_sees_the_s
     again = start(schedule, 0, 5)
     assert same(take(again, 2 * plan.steps_per_epoch - 5), rest)
     again.close()
+
+
+@pytest.mark.parametrize("native_reader", [True, False])
+def test_each_bucket_has_shares_of_its_own(data, native_reader):
+    plan = engine.Plan(layout=data.layout, batch_size=40, seed=3)
+    source = ReviewSource(data, plan)
+    if not native_reader:
+        source = partial(ReviewSource.__call__, source)
+    batches = Prefetcher(plan, source, 1, [((20, 20), (20, 20)), ((30, 10), (40, 0))], 0, 0, 2)
+    found = [(whole.bucket, rows) for whole, rows, _ in take(batches, 2 * plan.steps_per_epoch) if whole.rows == 40]
+    assert found[0][1] == 20
+    assert set(found[1:]) == {(0, 10), (1, 0)}
+    batches.set_shares((1, 39))
+    assert batches.schedule()[-1] == ((1, 39), (1, 39))
+    with pytest.raises(ValueError, match="shares of 3 buckets were given for 2"):
+        batches.set_shares(((20, 20),) * 3)
+    batches.close()
 
 
 def test_the_batch_in_hand_stays_as_it_is_while_others_are_read(data):
