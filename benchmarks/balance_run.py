@@ -112,6 +112,7 @@ def measure(setting: Setting, options: argparse.Namespace, scratch: Path) -> dic
     rates = [fmean(rank["rate"] for rank in ranks) for ranks in zip(*pauses, strict=True)]
     found = setting.as_json() | {
         "rates": rates,
+        "ratio_measured": [rate / max(rates) for rate in rates],
         "best_local_batch": best,
         "parts_of_core": parts,
         "rates_at": [{size: rate["rate"] for size, rate in rank["sizes"].items()} for rank in before],
