@@ -101,6 +101,16 @@ def test_a_slow_down_in_mid_epoch_is_caught_within_a_window():
     assert epoch[settled].mean() > 1.5 * oracle[settled].mean()
 
 
+def test_new_shares_begin_where_the_engine_says():
+    made = scenario([1, 1, 1, 0.56], steps=600, epochs=1, throttles=[Throttle(2, 1 / 3, 301)])
+    run = simulate(made, "auto")
+    told = {event["first_step"] - 1 for event in run.events if event["event"] == "shares" and event["step"]}
+    begun = [done for done, _ in run.shares[1:]]
+    assert begun
+    assert set(begun) <= told
+    assert 310 <= begun[0] <= 316  # look after step 310, decided after 311, taken after 312, two batches read ahead
+
+
 def test_lengths_and_short_batches_are_those_of_the_plan():
     plan = Plan(layout=[BucketShape(32, 5_000, 1000, 64), BucketShape(100, 7_001, 1000, 200)], batch_size=512, seed=2)
     costs = [TrueCosts.affine(np.zeros(3), bound / np.array([1e5, 5e4, 2e4]), 512) for bound in (32, 100)]
