@@ -21,6 +21,8 @@ from typing import Any
 from benchmarks.report import Target
 
 E_LEAST = {("local", 512): 0.95, ("local", 2048): 0.95, ("lab", 512): 0.80, ("lab", 2048): 0.90}
+STALL = 5.0
+"""a step that takes so many times the median was disturbed from outside: such figures are not to be trusted"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def percentile(values: Sequence[float], part: float) -> float:
 def factors(steps: Steps, rates: Sequence[float]) -> dict[str, float]:
     """E and what it is made of; only E and the rate where compute was not measured."""
     whole = sum(rates)
-    found = {"rows_per_second": steps.rate, "E": steps.rate / whole}
+    stalls = sum(seconds > STALL * median(steps.each) for seconds in steps.each)
+    found = {"rows_per_second": steps.rate, "E": steps.rate / whole, "stalls": stalls}
     longest = sum(map(max, steps.compute))
     if not longest:
         return found

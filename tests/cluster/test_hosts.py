@@ -35,10 +35,11 @@ def missing() -> str:
     return f"missing on this machine: {', '.join(lacking)}" if lacking else ""
 
 
-def run(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in words],
-        env=os.environ | more,
+        # horovodrun looks for mpirun on the path, as in an environment that was activated
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -68,7 +68,9 @@ def test_an_even_split_of_uneven_ranks_loses_by_balance_alone():
 
 
 def test_where_compute_was_not_measured_there_are_no_factors():
-    assert set(factors(Steps(1.0, [1.0], [[5, 5]], [[0.0, 0.0]], 0.0, 0.0), [1.0, 1.0])) == {"rows_per_second", "E"}
+    found = factors(Steps(9.0, [1, 1, 7], [[5, 5]] * 3, [[0.0, 0.0]] * 3, 0.0, 0.0), [1.0, 1.0])
+    assert set(found) == {"rows_per_second", "E", "stalls"}
+    assert found["stalls"] == 1
 
 
 def test_percentiles_are_values_that_were_measured():
