@@ -98,7 +98,7 @@ class _Rows:
 
     def left_over(self) -> bool:
         """Whether the gradient has anything left that was not sent."""
-        return bool(torch.linalg.vector_norm(self._gradient, ord=float("inf")) != 0)
+        return bool(torch.linalg.vector_norm(self._gradient) != 0)
 
     def put_back(self) -> None:
         """Add the summed rows to the gradient."""

@@ -126,7 +126,7 @@ class Rebalancer:
         decision = None
         if profiles is not None:
             self._balancer = Balancer(self._bounds, self._batches, self.table, self._caps, profiles)
-            decision = None if keep else self._balancer.decide(0, self._every)
+            decision = None if keep else self._balancer.decide(0, self._every, EPOCH_THRESHOLD)
             if decision is not None:
                 self._record(decision, 0, 1, "start-up profile: ")
         self.table = self._session.comm.bcast(self.table if decision is None else decision.table, root=0)

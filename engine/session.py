@@ -99,7 +99,7 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     # Autotune would change the order of reductions while training runs, and so the bits.
     os.environ["HOROVOD_AUTOTUNE"] = "0"
     os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"  # it would fuse by order of arrival
-    hvd, comm = _start_mpi()
+    hvd, comm, asleep = _start_mpi()
     local_rank, local_size = hvd.local_rank(), hvd.local_size()
     # A launcher may have given each rank cores of its own; only those that are shared are divided.
     mine = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
@@ -117,12 +117,17 @@ def init(device: str = "auto", threads: int = 0) -> Session:
         torch.cuda.set_device(place)
     else:
         keep_memory()
+    # Between processes of one host MPI's own sums are quicker than waits that sleep.
+    if asleep and all(kind == "cpu" for kind in comm.allgather(place.type)):
+        from native import mpi_wait
+
+        mpi_wait.use_rings(local_size < session.size)
     if not isinstance(sys.excepthook, _EndAllRanks):  # init may be called again
         sys.excepthook = _EndAllRanks(session, sys.excepthook)
     return session
 
 
-def _start_mpi() -> tuple[Any, Any]:
+def _start_mpi() -> tuple[Any, Any, bool]:
     obstacle = arm_wait_hook()
     try:
         import horovod.torch as hvd
@@ -150,8 +155,7 @@ def _start_mpi() -> tuple[Any, Any]:
             "mpi4py need side by side; use an Open MPI 4 that has it"
         )
     comm = MPI.COMM_WORLD.Dup()
-    agree_on_waiting(obstacle, comm)
-    return hvd, comm
+    return hvd, comm, agree_on_waiting(obstacle, comm)
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -114,7 +114,7 @@ class Trainer:
         )
         self._clock = RankClock([shape.bound for shape in plan.layout])
         self._schedule: Sequence[Table] = [self.rebalancer.table]
-        self._started = False
+        self._started = self._shares_resumed = False
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -174,9 +174,9 @@ class Trainer:
         self._exchange.clear()
         if self._work.micro_batch == 0:
             self._work.micro_steps = best_micro_steps(points)
-        self.rebalancer.start(points, keep=self.progress.total_steps > 0)
+        self.rebalancer.start(points, keep=self._shares_resumed)
         self._record_events()
-        if self.progress.total_steps == 0:
+        if not self._shares_resumed:
             self._schedule = [self.rebalancer.table]
 
     def _step(self, batches: Prefetcher) -> bool:
@@ -343,7 +343,8 @@ class Trainer:
         self.progress = Progress(**values["progress"])
         self._set_rates(1.0)  # the rates of this run, not those that the checkpoint was trained with
         schedule = [as_table(shares, len(self.plan.layout)) for shares in values["schedule"]]
-        if self.rebalancer.resume(schedule):
+        self._shares_resumed = self.rebalancer.resume(schedule)
+        if self._shares_resumed:
             self._schedule = schedule
         if len(values["clocks"]) == self.session.size:
             self._clock.start_epoch(tuple(values["clocks"][self.session.rank]))

@@ -18,7 +18,8 @@ cdef extern from "mpi_wait_hook.h":
     int mpi_wait_arrived() nogil
     int mpi_wait_ask() nogil
     void mpi_wait_decide(int sleeping) nogil
-    void mpi_wait_counts(long* calls_taken, long* calls_passed) nogil
+    void mpi_wait_rings(int wanted) nogil
+    void mpi_wait_counts(long* calls_taken, long* calls_passed, long* calls_around) nogil
 
 
 def arm():
@@ -42,8 +43,20 @@ def decide(bint sleeping):
     mpi_wait_decide(sleeping)
 
 
+def use_rings(bint wanted):
+    """Let Horovod's sums of many numbers go around a ring of the ranks, waiting asleep.
+
+    Only after `decide(True)`, at the same place on all ranks, none of which may hold tensors on a GPU.
+    """
+    mpi_wait_rings(wanted)
+
+
 def counts():
-    """Calls of MPI_Allreduce since the start: (those that waited asleep, those passed on to MPI as they were)."""
-    cdef long taken = 0, passed = 0
-    mpi_wait_counts(&taken, &passed)
-    return taken, passed
+    """Horovod's calls of MPI_Allreduce since the start, and all others'.
+
+    Returns:
+        (small ones that waited asleep, all that were passed on to MPI as they were, sums that went around a ring).
+    """
+    cdef long taken = 0, passed = 0, around = 0
+    mpi_wait_counts(&taken, &passed, &around)
+    return taken, passed, around

@@ -9,9 +9,14 @@
    would wait for ever. So nothing is taken over before all ranks have agreed: armed, the hook holds Horovod's first
    call, before MPI sees it, until the process has asked the other ranks and decides for all calls to come.
 
-   Everything else is passed on untouched: data (so that sums are the same bit for bit, and buffers of a GPU are left to
-   what knows them), mpi4py's calls, MPI libraries that are not Open MPI. mpi.h is not needed: handles are passed
-   through as they come, and Horovod's vectors are known by Open MPI's handle for long long, used for nothing else. */
+   Gradients, where all ranks have agreed on that too (several hosts, all tensors in main memory): sums of float32 and
+   float64 go around a ring of the ranks, reduce-scatter and allgather, waiting asleep. A thread that polls beside one
+   that computes gets the core a few times in 10 ms only, and every step of a transfer waits for that; one that sleeps is
+   run as soon as it wakes. The order of the additions is fixed by the number of ranks.
+
+   Everything else is passed on untouched: mpi4py's calls, MPI libraries that are not Open MPI. mpi.h is not needed:
+   handles are passed through as they come, and Horovod's vectors are known by Open MPI's handle for long long, used for
+   nothing else. */
 #define _GNU_SOURCE
 #include "mpi_wait_hook.h"
 
@@ -19,8 +24,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #define EXPORTED __attribute__((visibility("default")))
 #define MOST_ELEMENTS 256
@@ -31,10 +41,21 @@
 #define HOLD_SECONDS 10
 #define OPEN_MPI_ERR_OTHER 16
 #define MOST_CALLERS 32
+/* Fewer numbers than this are a matter of latency, which a ring of many ranks has most of. */
+#define LEAST_RING 4096
+#define SHORT_TURN_NS 100000
+/* A ring of more ranks has more rounds than it saves. */
+#define MOST_RING_RANKS 8
+#define RING_TAG 20817
+#define RING_SLEEP_NS 50000L
+#define IN_PLACE ((void *)1) /* Open MPI's MPI_IN_PLACE */
 
 typedef int (*allreduce_function)(const void *, void *, int, void *, void *, void *);
 typedef int (*iallreduce_function)(const void *, void *, int, void *, void *, void *, void *);
 typedef int (*test_function)(void *, int *, void *);
+typedef int (*number_function)(void *, int *);
+typedef int (*post_function)(void *, int, void *, int, int, void *, void **);
+typedef int (*local_function)(const void *, void *, int, void *, void *);
 
 /* What a library that calls MPI_Allreduce is, and the MPI that it was linked with. */
 struct caller {
@@ -43,16 +64,41 @@ struct caller {
     iallreduce_function iallreduce; /* NULL: its calls are passed on */
     test_function test;
     const void *bits_type;
+    const void *float_type, *double_type; /* NULL: no rings */
+    const void *sum;
+    number_function size, rank;
+    post_function send, receive;
+    local_function reduce_local;
 };
 
 enum mode { PASS, HOLD, ASKING, SLEEP };
 
 static _Atomic int mode = PASS;
+static _Atomic int rings = 0;
 static _Atomic int arrived = 0;
-static _Atomic long taken = 0, passed = 0;
+static _Atomic long taken = 0, passed = 0, around = 0;
 static struct caller callers[MOST_CALLERS];
 static int known_callers = 0;
 static pthread_mutex_t callers_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Horovod's thread shares its core with one that computes. Since Linux 6.12 a thread may ask for short turns, and is then
+   run as soon as it wakes; otherwise it waits for the other's turn to end, 3 ms at each message. Older kernels wake it at
+   once by themselves, and refuse or ignore this. */
+static void take_short_turns(void) {
+#ifdef SYS_sched_setattr
+    static _Thread_local int done = 0;
+    if (done) return;
+    done = 1;
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } wish = {.size = sizeof wish, .nice = getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid)), .runtime = SHORT_TURN_NS};
+    syscall(SYS_sched_setattr, 0, &wish, 0);
+#endif
+}
 
 static void pause_ns(long nanoseconds) {
     struct timespec pause = {0, nanoseconds};
@@ -78,6 +124,17 @@ static struct caller look_up(const Dl_info *where) {
     found.test = (test_function)dlsym(library, "PMPI_Test");
     found.bits_type = dlsym(library, "ompi_mpi_long_long_int");
     if (found.test == NULL || found.bits_type == NULL) found.iallreduce = NULL;
+    found.size = (number_function)dlsym(library, "PMPI_Comm_size");
+    found.rank = (number_function)dlsym(library, "PMPI_Comm_rank");
+    found.send = (post_function)dlsym(library, "PMPI_Isend");
+    found.receive = (post_function)dlsym(library, "PMPI_Irecv");
+    found.reduce_local = (local_function)dlsym(library, "PMPI_Reduce_local");
+    found.sum = dlsym(library, "ompi_mpi_op_sum");
+    if (found.size == NULL || found.rank == NULL || found.send == NULL || found.receive == NULL ||
+        found.reduce_local == NULL || found.sum == NULL)
+        return found;
+    found.float_type = dlsym(library, "ompi_mpi_float");
+    found.double_type = dlsym(library, "ompi_mpi_double");
     return found;
 }
 
@@ -130,6 +187,48 @@ static int reduce_asleep(const struct caller *mpi, const void *send, void *recei
     return error;
 }
 
+/* Send to the next rank and receive from the one before, asleep. */
+static int pass_on(const struct caller *mpi, char *out, int out_count, char *in, int in_count, void *type, int next,
+                   int before, void *communicator) {
+    void *requests[2] = {NULL, NULL};
+    int error = mpi->receive(in, in_count, type, before, RING_TAG, communicator, &requests[0]);
+    if (error == 0) error = mpi->send(out, out_count, type, next, RING_TAG, communicator, &requests[1]);
+    for (int number = 0; number < 2 && error == 0; number++) {
+        int done = 0;
+        while ((error = mpi->test(&requests[number], &done, NULL)) == 0 && !done) pause_ns(RING_SLEEP_NS);
+    }
+    return error;
+}
+
+static int reduce_around(const struct caller *mpi, const void *given, char *data, int count, int width, void *type,
+                         void *operation, void *communicator) {
+    int ranks = 1, rank = 0;
+    int error = mpi->size(communicator, &ranks);
+    if (error == 0) error = mpi->rank(communicator, &rank);
+    if (error != 0) return error;
+    if (ranks > MOST_RING_RANKS) return mpi->allreduce(given, data, count, type, operation, communicator);
+    if (given != IN_PLACE) memcpy(data, given, (size_t)count * width);
+    if (ranks == 1) return 0;
+    int next = (rank + 1) % ranks, before = (rank + ranks - 1) % ranks;
+    char *incoming = malloc(((size_t)count / ranks + 1) * width);
+    if (incoming == NULL) return OPEN_MPI_ERR_OTHER;
+#define FIRST(part) ((int)((long long)count * (part) / ranks))
+#define LENGTH(part) (FIRST((part) + 1) - FIRST(part))
+#define PLACE(part) (data + (size_t)FIRST(part) * width)
+    /* After ranks - 1 rounds each rank holds the sum of one part; in as many more the sums go around. */
+    for (int round = 0; round < ranks - 1 && error == 0; round++) {
+        int out = (rank - round + ranks) % ranks, in = (rank - round - 1 + ranks) % ranks;
+        error = pass_on(mpi, PLACE(out), LENGTH(out), incoming, LENGTH(in), type, next, before, communicator);
+        if (error == 0) error = mpi->reduce_local(incoming, PLACE(in), LENGTH(in), type, operation);
+    }
+    for (int round = 0; round < ranks - 1 && error == 0; round++) {
+        int out = (rank - round + 1 + ranks) % ranks, in = (rank - round + ranks) % ranks;
+        error = pass_on(mpi, PLACE(out), LENGTH(out), PLACE(in), LENGTH(in), type, next, before, communicator);
+    }
+    free(incoming);
+    return error;
+}
+
 EXPORTED int MPI_Allreduce(const void *send, void *receive, int count, void *type, void *operation, void *communicator) {
     struct caller mpi = {0};
     if (!caller_at(__builtin_return_address(0), &mpi)) {
@@ -139,7 +238,13 @@ EXPORTED int MPI_Allreduce(const void *send, void *receive, int count, void *typ
     }
     if (mpi.iallreduce != NULL && type == mpi.bits_type && count <= MOST_ELEMENTS && decided()) {
         atomic_fetch_add(&taken, 1);
+        take_short_turns();
         return reduce_asleep(&mpi, send, receive, count, type, operation, communicator);
+    }
+    int width = type == NULL ? 0 : type == mpi.float_type ? 4 : type == mpi.double_type ? 8 : 0;
+    if (width != 0 && operation == mpi.sum && count >= LEAST_RING && atomic_load(&rings)) {
+        atomic_fetch_add(&around, 1);
+        return reduce_around(&mpi, send, receive, count, width, type, operation, communicator);
     }
     atomic_fetch_add(&passed, 1);
     return mpi.allreduce(send, receive, count, type, operation, communicator);
@@ -161,7 +266,10 @@ int mpi_wait_ask(void) {
 
 void mpi_wait_decide(int sleeping) { atomic_store(&mode, sleeping ? SLEEP : PASS); }
 
-void mpi_wait_counts(long *calls_taken, long *calls_passed) {
+void mpi_wait_rings(int wanted) { atomic_store(&rings, wanted); }
+
+void mpi_wait_counts(long *calls_taken, long *calls_passed, long *calls_around) {
     *calls_taken = atomic_load(&taken);
     *calls_passed = atomic_load(&passed);
+    *calls_around = atomic_load(&around);
 }

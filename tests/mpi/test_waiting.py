@@ -103,6 +103,32 @@ def test_horovods_idle_thread_waits_in_the_hook_and_data_passes_by(session):
         assert mpi_wait.counts()[1] > passed
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_sums_around_a_ring_are_right_and_the_same_on_all_ranks(session, kind):
+    """As between hosts, here switched on by hand: lengths that the ranks do not divide, several sums at once."""
+    if session.comm.allreduce(int(mpi_wait.counts()[0] == 0)):
+        pytest.skip("ranks spin while they wait")
+    session.comm.Barrier()
+    mpi_wait.use_rings(True)
+    around = mpi_wait.counts()[2]
+    reducer = Reducer(session)
+    values = [
+        [np.random.default_rng([rank, size]).standard_normal(size) for rank in range(session.size)]
+        for size in (4096, 10_007, 300_001)
+    ]
+    sums = [torch.tensor(mine[session.rank], dtype=kind) for mine in values]
+    for number, value in enumerate(sums):
+        reducer.start(f"ring.{number}.{kind}", value)
+    reducer.wait()
+    session.comm.Barrier()
+    mpi_wait.use_rings(False)
+    assert mpi_wait.counts()[2] - around == (0 if session.size == 1 else 5)  # 300,001 numbers in three messages
+    for value, expected in zip(sums, values, strict=True):
+        exact = torch.from_numpy(np.sum(expected, axis=0))
+        torch.testing.assert_close(value.double(), exact, rtol=0, atol=1e-12 if kind == torch.float64 else 1e-5)
+        assert len(set(session.comm.allgather(value.numpy().tobytes()))) == 1
+
+
 @pytest.mark.parametrize(
     ("who", "how", "expected", "told"),
     [
