@@ -8,8 +8,8 @@
     trainer.fit(data, epochs=3)
 
 The parts work alone too: `engine.balance` (timings to shares), `engine.shares` (costs to shares), `engine.Plan` (which
-rows when) and `native` (the reader). Nothing here starts MPI before `init`. examples/own_model.py shows a model and data
-of one's own.
+rows when) and `native` (the reader). Nothing here starts MPI before `init`. examples/own_model.py shows a model and
+data of one's own.
 """
 
 from importlib import import_module
