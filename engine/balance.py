@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.shares import Costs, Table, as_table, checked_caps, mean_shares, optimal_shares, proportional_shares
+from engine.shares import Costs, Table, as_table, mean_shares, optimal_shares, proportional_shares
 from engine.speed import ProfilePoint, SpeedModel
 
 MIN_GAIN = 0.02
@@ -111,19 +111,23 @@ class Balancer:
         Args:
             looks_RB4: per rank and bucket: steps, mean rows, mean seconds, sum of squared deviations of the seconds.
         """
-        self.speeds.observe(looks_RB4)
+        if self.speeds.observe(looks_RB4):
+            # What the ranks took until now is not what a change will be measured against.
+            self._window = _Window.empty(self.ranks, len(self.bounds))
         self._window.add(looks_RB4)
 
     def lower_caps(self, caps: Sequence[float]) -> None:
-        """Take over ranks' own limits of memory, 0 for none; a rank's cap never rises.
-
-        Raises:
-            ValueError: the caps leave no room for the batch.
-        """
+        """Take over ranks' own limits of memory, 0 for none, as far as they leave room for the batch."""
         known = self.caps or [self.batch_size] * self.ranks
         lowered = [min(old, int(new)) if new else old for old, new in zip(known, caps, strict=True)]
-        if lowered != known:
-            self.caps = checked_caps(lowered, self.ranks, self.batch_size)
+        if lowered == known:
+            return
+        total = sum(lowered)
+        if total < self.batch_size:
+            # They cannot all be kept; in micro-batches every rank can do more than what did not fit at once.
+            lowered = [min(old, -(-cap * self.batch_size // total)) for old, cap in zip(known, lowered, strict=True)]
+        if sum(lowered) >= self.batch_size:
+            self.caps = lowered
 
     def decide(self, step: int, window: int, most_threshold: float = 1.0) -> Decision:
         """Choose shares, or keep the present ones where a change is not worth it.

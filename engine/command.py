@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from engine.environment import launcher_rank
-from engine.errors import TrainingError, UsageError
+from engine.errors import RankError, TrainingError, UsageError
 from native.format import DatasetError
 
 INTERRUPTED = 130
@@ -39,6 +39,9 @@ def report_error(program: str, error: BaseException) -> int:
             flush=True,
         )
         return INTERRUPTED
+    if isinstance(error, RankError):
+        print(f"{program}: {where}{text}", file=sys.stderr, flush=True)
+        return 1
     name = type(error).__name__
     print(f"{program}: {where}{name}: {text} (ENGINE_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
     return 1

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import TrainingError
+from engine.errors import RankError
 from engine.exchange import GradientExchange
 from engine.input import LocalBatch
 from engine.precision import Precision
@@ -66,7 +66,7 @@ class LocalWork:
             step: number of the step since training began.
 
         Raises:
-            TrainingError: there is no memory for a single row.
+            RankError: there is no memory for a single row.
             ValueError: the loss did not return one number per row.
         """
         border = self._border(batch.rows)
@@ -103,7 +103,7 @@ class LocalWork:
     def _shrink(self, batch: LocalBatch, why: str, step: int) -> None:
         micro = self._most(batch)
         if micro <= 1:
-            raise TrainingError(
+            raise RankError(
                 f"step {step + 1}: out of memory with a micro-batch of one row ({why}); this rank needs more memory, "
                 "or the model must be smaller"
             )

@@ -8,7 +8,11 @@ class UsageError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A failure during the run: exit status 1."""
+    """A failure during the run that all ranks meet together: exit status 1."""
+
+
+class RankError(RuntimeError):
+    """A failure that one rank meets alone: exit status 1, and the other ranks are ended."""
 
 
 class CheckpointError(UsageError):

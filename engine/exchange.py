@@ -61,11 +61,12 @@ class _Rows:
         self._mask = torch.zeros(len(gradient), dtype=torch.uint8)
         self._request: Any = None
         self._sent: list[tuple[Tensor, Tensor]] = []
-        module.register_forward_pre_hook(self._note)
+        module.register_forward_pre_hook(self._note, with_kwargs=True)
 
-    def _note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _note(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if module.training:
-            self._mask.index_fill_(0, inputs[0].reshape(-1).long(), 1)
+            ids = inputs[0] if inputs else named["input"]
+            self._mask.index_fill_(0, ids.reshape(-1).long(), 1)
 
     def post(self) -> None:
         """Begin to unite the rows that were noted over the ranks. Collective."""
@@ -110,8 +111,9 @@ class _Rows:
 class GradientExchange:
     """Sums gradients and the control vector over all ranks.
 
-    A step is `clear`, then for each phase (two where `overlaps`, otherwise one) backward passes with one `post` before
-    the last of them and `send_early` after the first phase, then `sum_over_ranks`.
+    A step is `clear`, from which on the rank is taken to compute until it sends; then for each phase (two where
+    `overlaps`, otherwise one) backward passes with one `post` before the last of them, and `send_early` after the first
+    phase; then `sum_over_ranks`.
 
     Args:
         model: its trained parameters are exchanged, in the same order on every rank.
@@ -196,6 +198,11 @@ class GradientExchange:
             flat.zero_()
         for rows in self._rows:
             rows.drop()
+        self._reducer.computing(True)
+
+    def close(self) -> None:
+        """No step is under way any more, though one may have been left by an error."""
+        self._reducer.computing(False)
 
     def clear_unsent(self) -> None:
         """Set to 0 what was not sent yet: all of the step's rows are to be computed again, the first phase's too."""
@@ -216,6 +223,7 @@ class GradientExchange:
         """Begin to sum what the first phase gave. Collective."""
         for rows in self._rows:
             rows.send(self._reducer)
+        self._reducer.computing(False)
 
     def sum_over_ranks(self, loss: Tensor | float, weight: Tensor | float, control: Control) -> Control:
         """Sum gradients and control over all ranks; waits for all of them.
@@ -227,7 +235,8 @@ class GradientExchange:
         Returns:
             The control fields, summed; the gradients are summed in place.
         """
-        self.send_early()
+        for rows in self._rows:
+            rows.send(self._reducer)
         bad = torch.as_tensor(loss).isfinite().logical_not()
         outside = float(any(rows.left_over() for rows in self._rows))
         self._control.copy_(torch.tensor(astuple(control), dtype=torch.float64))

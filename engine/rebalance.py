@@ -144,7 +144,7 @@ class Rebalancer:
         if not self.active or self.mode != "auto":
             return False
         if self._stage == 0:
-            if step % self._look_steps == 0 and left >= SHORTEST_LOOK:
+            if step % self._look_steps == 0 and left > SHORTEST_LOOK + READ_AHEAD:
                 self._post(clock, most_rows)
             return False
         if self._stage == 1:

@@ -31,9 +31,16 @@ class Reducer:
     def __init__(self, session: Session, compression: str = "none") -> None:
         self._session, self._half = session, compression == "fp16"
         self._running: list[tuple[Any, Tensor, Tensor]] = []
+        try:
+            from native import mpi_wait
+        except ImportError:  # then Horovod's thread is left alone
+            mpi_wait = None
+        self._mpi_wait: Any = mpi_wait if session.size > 1 else None
 
     def start(self, name: str, flat: Tensor) -> None:
-        """Begin to sum a flat tensor in place; it must not be touched until `wait` has returned. Collective.
+        """Have a flat tensor summed in place; it must not be touched until `wait` has returned. Collective.
+
+        Horovod begins at once, or where it was told of `computing`, after the end of that has been told.
 
         Args:
             name: tells the ranks' tensors apart; the same at every step.
@@ -49,8 +56,14 @@ class Reducer:
             label = f"engine.{name}.{begin}.{len(sent)}"
             self._running.append((hvd.allreduce_async_(sent, op=hvd.Sum, name=label), sent, target))
 
+    def computing(self, busy: bool) -> None:
+        """Tell Horovod's thread whether this rank computes for some time, with nothing to sum; `wait` tells the end."""
+        if self._mpi_wait is not None:
+            self._mpi_wait.computing(busy)
+
     def wait(self) -> None:
         """Return when all that was started is summed."""
+        self.computing(False)
         for handle, sent, target in self._running:
             wait_for(partial(self._session.hvd.poll, handle))
             self._session.hvd.synchronize(handle)

@@ -30,10 +30,14 @@ PRIOR_SCATTER = 0.15
 SCATTER_STEPS = 4.0
 CHANGE = 0.1
 """a look's timings this far off the model, and 4 standard errors, mean that the rank's speed has changed"""
-MISFIT = 0.1
+CHANGE_UNPROFILED = 0.4
+"""the same for a rank without a profile, whose model may be that far off at other shares"""
+MISFIT = 0.25
 """relative root mean square error of a line on the start-up profile from which on the profile itself is the shape"""
 HUBER = 3.0
 """standard errors from which on a timing counts less: one hiccup is nobody's speed"""
+LEAST_WEIGHT = 0.1
+"""but what contradicts the model again and again is heard in the end"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class SpeedModel:
         timed_RB = (steps_RB > 0) & (looks_RB4[:, :, 2] > 0)
         seconds_RB = np.where(timed_RB, looks_RB4[:, :, 2], 1.0)
         features_RBF = self._features(np.where(timed_RB, looks_RB4[:, :, 1], 1.0))
-        self._count_scatter(timed_RB, steps_RB, looks_RB4[:, :, 3] / seconds_RB**2)
+        squares_RB = np.where(timed_RB, looks_RB4[:, :, 3] / seconds_RB**2, 0.0)
+        self._count_scatter(timed_RB, steps_RB, squares_RB)
         new_R = timed_RB.any(axis=1) & ~self.known()
         if new_R.any():
             self._begin(new_R, timed_RB, steps_RB, seconds_RB, features_RBF)
@@ -98,16 +103,20 @@ class SpeedModel:
         # How far off the model: the ratio of what was timed to what it predicted, pooled over the buckets.
         ratio_RB = seconds_RB / np.maximum(self._predict(features_RBF), 1e-300)
         level_R = (weight_RB * ratio_RB).sum(axis=1) / total_R
-        error_R = self._step_error() / np.sqrt(total_R)
-        changed_R = timed_RB.any(axis=1) & ~new_R & (np.abs(level_R - 1) > np.maximum(CHANGE, 4 * error_R))
+        # Either the steps scatter as they always did, or as those of this look did: in one with a hiccup, widely.
+        look_R = np.sqrt((squares_RB * ratio_RB**2).sum(axis=1)) / total_R
+        error_R = np.maximum(self._step_error() / np.sqrt(total_R), look_R)
+        least_R = np.where(self._profiled_R > 0, CHANGE, CHANGE_UNPROFILED)
+        changed_R = timed_RB.any(axis=1) & ~new_R & (np.abs(level_R - 1) > np.maximum(least_R, 4 * error_R))
         if changed_R.any():
             self._theta_RF[changed_R] *= level_R[changed_R, None]
             self._shape_RF[changed_R] = self._theta_RF[changed_R]
-            for array in (self._matrix_RFF, self._vector_RF, self.steps_R, self._profiled_R):
+            for array in (self._matrix_RFF, self._vector_RF, self.steps_R, self._scatter_R, self._freedom_R):
                 array[changed_R] = 0
+            self._profiled_R[changed_R] = np.minimum(self._profiled_R[changed_R], 1)
             ratio_RB[changed_R] /= level_R[changed_R, None]
         off_RB = np.abs(ratio_RB - 1) / (self._step_error()[:, None] / np.sqrt(np.maximum(weight_RB, 1.0)))
-        weight_RB = weight_RB * np.minimum(1.0, HUBER / np.maximum(off_RB, 1e-300))
+        weight_RB = weight_RB * np.clip(HUBER / np.maximum(off_RB, 1e-300), LEAST_WEIGHT, 1.0)
         self._remember(weight_RB, seconds_RB, features_RBF)
         self._fit()
         return np.flatnonzero(changed_R).tolist()
@@ -140,10 +149,13 @@ class SpeedModel:
         for array in (self._matrix_RFF, self._vector_RF, self.steps_R, self._scatter_R, self._freedom_R):
             array[rank] = 0
         old = self._theta_RF[rank].copy()
-        if len(points) < 3 and old.any():
-            x = np.array([[1.0, point.bound, point.rows * point.bound] for point in points])
-            timed = np.array([point.seconds for point in points])
-            self._theta_RF[rank] = self._shape_RF[rank] = old * float(np.mean(timed / (x @ old)))
+        if len({point.rows for point in points}) < 2 and old.any():
+            x_P = np.array([point.rows * point.bound for point in points], dtype=float)
+            x_PF = np.stack([np.ones_like(x_P), [point.bound for point in points], x_P], axis=1)
+            if rank in self._curves:
+                x_PF = np.stack([_along(self._curves[rank], x_P), 0 * x_P, 0 * x_P], axis=1)
+            level = np.mean(np.array([point.seconds for point in points]) / (x_PF @ old))
+            self._theta_RF[rank] = self._shape_RF[rank] = old * float(level)
         else:
             self._take_profile(rank, points)
 
@@ -224,7 +236,10 @@ class SpeedModel:
     def _count_scatter(self, timed_RB: np.ndarray, steps_RB: np.ndarray, squares_RB: np.ndarray) -> None:
         freedom_R = np.where(timed_RB, np.maximum(steps_RB - 1, 0.0), 0.0).sum(axis=1)
         keep_R = np.exp(-freedom_R / MEMORY_STEPS)
-        self._scatter_R = self._scatter_R * keep_R + np.where(timed_RB, squares_RB, 0.0).sum(axis=1)
+        # One hiccup must not make the model deaf for what follows: a look raises the scatter threefold at most.
+        most_R = np.where(self._freedom_R > SCATTER_STEPS, freedom_R * (3 * self._step_error()) ** 2, np.inf)
+        squares_R = np.minimum(squares_RB.sum(axis=1), most_R)
+        self._scatter_R = self._scatter_R * keep_R + squares_R
         self._freedom_R = self._freedom_R * keep_R + freedom_R
 
     def _step_error(self) -> np.ndarray:

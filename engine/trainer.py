@@ -163,6 +163,7 @@ class Trainer:
         finally:
             if collecting:
                 gc.enable()
+            self._exchange.close()
             batches.close()
 
     def _start(self, source: Source) -> None:
@@ -172,6 +173,7 @@ class Trainer:
         self._started = True
         points = profile(self._work, self.model, self.plan, source, self.session.device)
         self._exchange.clear()
+        self._exchange.close()
         if self._work.micro_batch == 0:
             self._work.micro_steps = best_micro_steps(points)
         self.rebalancer.start(points, keep=self._shares_resumed)
@@ -294,8 +296,11 @@ class Trainer:
             return
         points = []
         if self.session.rank in idle:
-            points = profile(self._work, self.model, self.plan, source, self.session.device, sizes=[SMALLEST])
+            points = profile(
+                self._work, self.model, self.plan, source, self.session.device, sizes=[SMALLEST, 4 * SMALLEST]
+            )
             self._exchange.clear()
+            self._exchange.close()
         self.rebalancer.probe(points)
 
     def _record_events(self) -> None:

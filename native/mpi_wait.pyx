@@ -18,6 +18,7 @@ cdef extern from "mpi_wait_hook.h":
     int mpi_wait_arrived() nogil
     int mpi_wait_ask() nogil
     void mpi_wait_decide(int sleeping) nogil
+    void mpi_wait_busy(int computing) nogil
     void mpi_wait_rings(int wanted) nogil
     void mpi_wait_counts(long* calls_taken, long* calls_passed, long* calls_around) nogil
 
@@ -41,6 +42,14 @@ def ask(double seconds):
 def decide(bint sleeping):
     """Let Horovod's thread go on, and wait asleep from now on or not; must be the same on all ranks."""
     mpi_wait_decide(sleeping)
+
+
+def computing(bint busy):
+    """Tell that this process computes and has nothing to reduce, or that it has: Horovod's thread sleeps meanwhile.
+
+    A process that forgets to tell the end slows Horovod down, to some cycles in 100 ms.
+    """
+    mpi_wait_busy(busy)
 
 
 def use_rings(bint wanted):

@@ -9,6 +9,11 @@
    would wait for ever. So nothing is taken over before all ranks have agreed: armed, the hook holds Horovod's first
    call, before MPI sees it, until the process has asked the other ranks and decides for all calls to come.
 
+   While a rank computes, none of its tensors can be reduced, and combining the bits a thousand times a second took a
+   tenth of a core all the same: the thread is told so, and then enters its next call when the rank has something to
+   send. It looks up some times in between, so that other messages of the process go on, and gives up soon: whoever
+   uses Horovod beside the engine is slowed down, not stopped.
+
    Gradients, where all ranks have agreed on that too (several hosts, all tensors in main memory): sums of float32 and
    float64 go around a ring of the ranks, reduce-scatter and allgather, waiting asleep. A thread that polls beside one
    that computes gets the core a few times in 10 ms only, and every step of a transfer waits for that; one that sleeps is
@@ -40,6 +45,8 @@
 /* Nobody asked in this time: something else than the engine goes on with this Horovod, which must not hang. */
 #define HOLD_SECONDS 10
 #define OPEN_MPI_ERR_OTHER 16
+#define BUSY_LOOK_NS 4000000L
+#define BUSY_LOOKS 5
 #define MOST_CALLERS 32
 /* Fewer numbers than this are a matter of latency, which a ring of many ranks has most of. */
 #define LEAST_RING 4096
@@ -48,11 +55,13 @@
 #define MOST_RING_RANKS 8
 #define RING_TAG 20817
 #define RING_SLEEP_NS 50000L
+#define ANY_SOURCE (-1)
 #define IN_PLACE ((void *)1) /* Open MPI's MPI_IN_PLACE */
 
 typedef int (*allreduce_function)(const void *, void *, int, void *, void *, void *);
 typedef int (*iallreduce_function)(const void *, void *, int, void *, void *, void *, void *);
 typedef int (*test_function)(void *, int *, void *);
+typedef int (*probe_function)(int, int, void *, int *, void *);
 typedef int (*number_function)(void *, int *);
 typedef int (*post_function)(void *, int, void *, int, int, void *, void **);
 typedef int (*local_function)(const void *, void *, int, void *, void *);
@@ -63,6 +72,7 @@ struct caller {
     allreduce_function allreduce;
     iallreduce_function iallreduce; /* NULL: its calls are passed on */
     test_function test;
+    probe_function probe;
     const void *bits_type;
     const void *float_type, *double_type; /* NULL: no rings */
     const void *sum;
@@ -75,6 +85,9 @@ enum mode { PASS, HOLD, ASKING, SLEEP };
 
 static _Atomic int mode = PASS;
 static _Atomic int rings = 0;
+static int busy = 0; /* under its lock */
+static pthread_mutex_t busy_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t busy_ended = PTHREAD_COND_INITIALIZER;
 static _Atomic int arrived = 0;
 static _Atomic long taken = 0, passed = 0, around = 0;
 static struct caller callers[MOST_CALLERS];
@@ -123,7 +136,8 @@ static struct caller look_up(const Dl_info *where) {
     found.iallreduce = (iallreduce_function)dlsym(library, "PMPI_Iallreduce");
     found.test = (test_function)dlsym(library, "PMPI_Test");
     found.bits_type = dlsym(library, "ompi_mpi_long_long_int");
-    if (found.test == NULL || found.bits_type == NULL) found.iallreduce = NULL;
+    found.probe = (probe_function)dlsym(library, "PMPI_Iprobe");
+    if (found.test == NULL || found.probe == NULL || found.bits_type == NULL) found.iallreduce = NULL;
     found.size = (number_function)dlsym(library, "PMPI_Comm_size");
     found.rank = (number_function)dlsym(library, "PMPI_Comm_rank");
     found.send = (post_function)dlsym(library, "PMPI_Isend");
@@ -170,6 +184,23 @@ static int decided(void) {
         }
     }
     return now == SLEEP;
+}
+
+static void wait_while_busy(const struct caller *mpi, void *communicator) {
+    int now = 0;
+    for (int look = 0; look < BUSY_LOOKS; look++) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += BUSY_LOOK_NS;
+        if (until.tv_nsec >= 1000000000L) until.tv_sec += 1, until.tv_nsec -= 1000000000L;
+        pthread_mutex_lock(&busy_lock);
+        if (busy) pthread_cond_timedwait(&busy_ended, &busy_lock, &until);
+        now = busy;
+        pthread_mutex_unlock(&busy_lock);
+        if (!now) return;
+        int found = 0;
+        mpi->probe(ANY_SOURCE, RING_TAG, communicator, &found, NULL); /* only for the messages' progress */
+    }
 }
 
 static int reduce_asleep(const struct caller *mpi, const void *send, void *receive, int count, void *type, void *operation,
@@ -239,6 +270,7 @@ EXPORTED int MPI_Allreduce(const void *send, void *receive, int count, void *typ
     if (mpi.iallreduce != NULL && type == mpi.bits_type && count <= MOST_ELEMENTS && decided()) {
         atomic_fetch_add(&taken, 1);
         take_short_turns();
+        wait_while_busy(&mpi, communicator);
         return reduce_asleep(&mpi, send, receive, count, type, operation, communicator);
     }
     int width = type == NULL ? 0 : type == mpi.float_type ? 4 : type == mpi.double_type ? 8 : 0;
@@ -265,6 +297,13 @@ int mpi_wait_ask(void) {
 }
 
 void mpi_wait_decide(int sleeping) { atomic_store(&mode, sleeping ? SLEEP : PASS); }
+
+void mpi_wait_busy(int computing) {
+    pthread_mutex_lock(&busy_lock);
+    busy = computing;
+    if (!computing) pthread_cond_signal(&busy_ended);
+    pthread_mutex_unlock(&busy_lock);
+}
 
 void mpi_wait_rings(int wanted) { atomic_store(&rings, wanted); }
 

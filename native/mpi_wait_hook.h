@@ -12,6 +12,8 @@ HIDDEN int mpi_wait_arrived(void);
 HIDDEN int mpi_wait_ask(void);
 /* Let it go on, asleep or spinning in all calls to come. */
 HIDDEN void mpi_wait_decide(int sleeping);
+/* Whether this process computes, and has nothing for Horovod to reduce. */
+HIDDEN void mpi_wait_busy(int computing);
 /* From now on sums of many floating-point numbers go around a ring, asleep, or not; the same on all ranks. */
 HIDDEN void mpi_wait_rings(int wanted);
 HIDDEN void mpi_wait_counts(long *calls_taken, long *calls_passed, long *calls_around);

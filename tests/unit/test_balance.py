@@ -338,10 +338,14 @@ def test_a_lowered_cap_is_obeyed_at_once_and_told():
     assert "half" not in decision.reason
 
 
-def test_caps_without_room_are_refused():
-    balancer = one_bucket((50, 50), [60, 60])
-    with pytest.raises(ValueError, match="hold 90 rows together, the batch has 100"):
-        balancer.lower_caps([30, 0])
+def test_limits_of_memory_that_leave_no_room_together_are_kept_in_proportion():
+    """In micro-batches every rank can do more than what once did not fit."""
+    balancer = one_bucket((50, 50), [60, 90])
+    balancer.lower_caps([30, 30])
+    assert balancer.caps == [50, 50]
+    balancer.lower_caps([0, 20])
+    assert sum(balancer.caps) >= 100
+    assert all(new <= old for new, old in zip(balancer.caps, [60, 90], strict=True))
 
 
 def test_without_timings_the_shares_stay():
@@ -396,20 +400,16 @@ def test_predicted_seconds_are_those_of_the_slowest_rank_over_an_epoch():
     assert math.isclose(world.balancer.slowest_seconds(world.balancer.table), world.optimum(), rel_tol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="what contradicts the old shape counts as an outlier, look after look")
 def test_a_rank_that_comes_back_with_another_shape_is_learnt_anew():
     """It was idle for its start-up cost, which is gone: most of what it takes now is rows."""
     world = World([1, 1], noise=0.02, fixed=[0.001, 0.3])
     assert [shares[1] for shares in world.balancer.table] == [0, 0, 0]
     world.fixed[1] = 0.001
-    world.balancer.speeds.forget(1, [ProfilePoint(bound, 8, world.noisy(1, 8, bound)) for bound in (100, 32)])
+    world.balancer.speeds.forget(1, [ProfilePoint(100, rows, world.noisy(1, rows, 100)) for rows in (8, 32)])
     world.run(300)
     assert world.away() < 0.06
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the time before the change is a mean of all since the last one: mostly good times"
-)
 def test_the_gain_of_a_change_after_a_slow_down_is_told_as_it_was():
     world = World([1.0] * 4, noise=0.02)
     world.run(200)
