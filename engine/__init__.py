@@ -21,7 +21,7 @@ from engine.environment import prepare_environment
 prepare_environment()
 
 if TYPE_CHECKING:
-    from engine.errors import CheckpointError, TrainingError, UsageError
+    from engine.errors import CheckpointError, RankError, TrainingError, UsageError
     from engine.input import MapStyleSource, ReviewSource
     from engine.plan import Plan
     from engine.progress import Hooks
@@ -38,6 +38,7 @@ __all__ = [
     "Hooks",
     "MapStyleSource",
     "Plan",
+    "RankError",
     "ReviewSource",
     "Session",
     "Trainer",
@@ -49,7 +50,7 @@ __all__ = [
 
 # Imported when first asked for: `python -m engine.doctor` must answer where torch or Horovod is missing or broken.
 _HOMES = {
-    "engine.errors": ("CheckpointError", "TrainingError", "UsageError"),
+    "engine.errors": ("CheckpointError", "RankError", "TrainingError", "UsageError"),
     "engine.input": ("MapStyleSource", "ReviewSource"),
     "engine.plan": ("Plan",),
     "engine.session": ("Session", "init"),

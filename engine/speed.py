@@ -104,7 +104,7 @@ class SpeedModel:
         ratio_RB = seconds_RB / np.maximum(self._predict(features_RBF), 1e-300)
         level_R = (weight_RB * ratio_RB).sum(axis=1) / total_R
         # Either the steps scatter as they always did, or as those of this look did: in one with a hiccup, widely.
-        look_R = np.sqrt((squares_RB * ratio_RB**2).sum(axis=1)) / total_R
+        look_R = np.sqrt((squares_RB * np.where(timed_RB, ratio_RB, 0.0) ** 2).sum(axis=1)) / total_R
         error_R = np.maximum(self._step_error() / np.sqrt(total_R), look_R)
         least_R = np.where(self._profiled_R > 0, CHANGE, CHANGE_UNPROFILED)
         changed_R = timed_RB.any(axis=1) & ~new_R & (np.abs(level_R - 1) > np.maximum(least_R, 4 * error_R))

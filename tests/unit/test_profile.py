@@ -288,5 +288,5 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_fits():
     assert work.micro_steps == 5
     assert work.most_rows == 40
     limit = 0
-    with pytest.raises(engine.TrainingError, match=r"step 4: out of memory with a micro-batch of one row \(CUDA"):
+    with pytest.raises(engine.RankError, match=r"step 4: out of memory with a micro-batch of one row \(CUDA"):
         work.run(batch_of(40, 100), 3)
