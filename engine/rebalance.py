@@ -97,7 +97,7 @@ class Rebalancer:
     @property
     def shares(self) -> tuple[int, ...]:
         """Rows of a full batch per rank; where buckets differ, their mean over an epoch's batches."""
-        return mean_shares(self.table, self._batches)
+        return self._mean(self.table)
 
     def resume(self, schedule: Sequence[Table]) -> bool:
         """Take over the shares of a checkpoint where all of them fit this run; whether they do."""
@@ -222,8 +222,9 @@ class Rebalancer:
         return True
 
     def _record(self, decision: Decision, step: int, first_step: int, prefix: str = "") -> None:
-        same = len(set(decision.table)) == 1
-        for bucket, shares in enumerate(decision.table[:1] if same else decision.table):
+        # What was kept is one event; what was changed is told for every bucket, where they differ.
+        same = len(set(decision.table)) == 1 or not decision.changed
+        for bucket, shares in enumerate([self._mean(decision.table)] if same else decision.table):
             self._events.append(
                 shares_event(
                     step,
@@ -234,3 +235,6 @@ class Rebalancer:
                     first_step,
                 )
             )
+
+    def _mean(self, table: Table) -> tuple[int, ...]:
+        return mean_shares(table, self._batches)

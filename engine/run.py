@@ -181,7 +181,7 @@ class Run:
         elif event["event"] == "gain":
             predicted, achieved = event["predicted_gain"], event["achieved_gain"]
             self._display.say(f"step {event['step']}: that change has gained {achieved:.1%} ({predicted:.1%} expected)")
-        elif event["event"] == "shares" and self.session.size > 1:
+        elif event["event"] == "shares" and self.session.size > 1 and not event["reason"].startswith("kept"):
             where = "" if event["bucket"] is None else f" of length {event['bucket']}"
             self._display.say(f"step {event['step']}: shares{where} {event['shares']} ({event['reason']})")
 
