@@ -145,7 +145,7 @@ class Balancer:
             rows > cap for shares in self.table for rows, cap in zip(shares, self.caps, strict=True)
         )
         gain = self._gain(costs, self.table, chosen)
-        threshold = min(max(MIN_GAIN, self._noise()), most_threshold)
+        threshold = min(max(MIN_GAIN, self._noise(chosen)), most_threshold)
         if chosen == self.table or (gain < threshold and not beyond):
             reason = f"kept: a change would gain {gain:.1%}, of which {threshold:.1%} may be noise in the timings"
             return Decision(self.table, False, reason, gain)
@@ -187,15 +187,20 @@ class Balancer:
         self.table = chosen
         return Decision(chosen, True, reason, gain)
 
-    def _noise(self) -> float:
+    def _noise(self, chosen: Table) -> float:
         """The predicted gain that noise alone may show.
 
         The slowest of many ranks stands out by chance the more, the more there are: the largest of R normal errors is
-        about sqrt(2 ln R) of them.
+        about sqrt(2 ln R) of them. A rank without rows does not stand out; that it takes some off the others may be
+        mistaken by as much of its error as it has of the batch. Else one that was timed only briefly, to see whether it
+        can come back, never would.
         """
         errors_R = self.speeds.errors()
-        errors_R = errors_R[np.isfinite(errors_R)]
-        return max(NOISE_SIGMAS, math.sqrt(2 * math.log(self.ranks)) + 1.5) * float(errors_R.max())
+        now_R, then_R = (np.average(np.array(table), axis=0, weights=self.batches) for table in (self.table, chosen))
+        part_R = np.where(now_R > 0, 1.0, then_R / self.batch_size)
+        known_R = np.isfinite(errors_R)
+        sigmas = max(NOISE_SIGMAS, math.sqrt(2 * math.log(self.ranks)) + 1.5)
+        return sigmas * float((errors_R[known_R] * part_R[known_R]).max())
 
     def _epoch_seconds(self, costs: Sequence[Costs], table: Table) -> np.ndarray:
         """Predicted compute seconds per rank of an epoch's full batches [R]."""

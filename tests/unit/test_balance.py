@@ -221,8 +221,23 @@ def test_more_ranks_are_more_reason_for_doubt():
     for ranks in (2, 64):
         balancer = one_bucket((8,) * ranks)
         balancer.observe(steady([[8]] * ranks, [[0.1]] * (ranks - 1) + [[0.11]], steps=10))
-        told.append(balancer._noise())
+        told.append(balancer._noise(balancer.table))
     assert told[1] > 1.2 * told[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 16])
+def test_a_rank_that_was_timed_briefly_after_its_idleness_comes_back(ranks):
+    """Its own speed is known badly; that the others would have fewer rows is certain enough."""
+    share, rest = divmod(512, ranks - 1)
+    balancer = one_bucket((*(share + (rank < rest) for rank in range(ranks - 1)), 0))
+    balancer.speeds.forget(ranks - 1, [ProfilePoint(10, rows, 100 + rows / 1e3) for rows in (8, 32)])
+    for _ in range(10):
+        balancer.observe(steady([[rows] for rows in balancer.table[0]], [[rows / 1e3] for rows in balancer.table[0]]))
+    assert not balancer.decide(200, WINDOW).changed
+    balancer.speeds.forget(ranks - 1, [ProfilePoint(10, rows, rows / 1e3) for rows in (8, 32)])
+    decision = balancer.decide(200, WINDOW)
+    assert decision.changed
+    assert decision.table[0][-1] == pytest.approx(512 / ranks, abs=1)
 
 
 def test_few_steps_of_a_difference_are_not_enough():
