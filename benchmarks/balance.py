@@ -87,7 +87,7 @@ def attempt(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the command; returns its exit status: 0 done (targets met or not), 1 a setting failed."""
+    """Run the command; returns its exit status: 0 done (targets met or not), 1 a setting failed, 130 interrupted."""
     options = options_of(None)
     if options.list:
         print(*(setting.name for setting in options.chosen), sep="\n")
@@ -96,19 +96,22 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     found = []
     rows: list[tuple[str, ...]] = []
+    interrupted = False
     try:
         for number, setting in enumerate(options.chosen, 1):
             print(f"[{number}/{len(options.chosen)}] {setting.name}", flush=True)
             found.append(attempt(setting, options))
             rows += lines(found[-1])
     except KeyboardInterrupt:
-        print("benchmarks.balance: interrupted", file=sys.stderr)
-        return 130
+        print("benchmarks.balance: interrupted; what was measured until then:", file=sys.stderr)
+        interrupted = True
     print(f"\n{TEXT}\n", report.table(HEADS, rows), sep="\n", end="\n\n")
     judged = targets(found)
     print("targets:", *(target.as_line() for target in judged), sep="\n")
-    result = {"settings": found, "workload": TEXT} | report.verdicts(judged)
+    result = {"settings": found, "workload": TEXT, "interrupted": interrupted} | report.verdicts(judged)
     report.finish(result | {"machine": report.machine(("numpy", "torch", "horovod"))}, options.result)
+    if interrupted:
+        return 130
     return 1 if any("failed" in setting for setting in found) else 0
 
 

@@ -32,11 +32,11 @@ class Job:
 
     def make(self, name: str, shares: list[float] | None = None) -> EngineMethod | DdpMethod:
         """A method, from the start."""
-        place = self._data, self.plan, self.session
+        place = self._data, self.plan, self.session, self.recorder
         if name == "original":
             return OriginalMethod(*place)
         if name == "ddp":
-            return DdpMethod(*place, self.recorder, self.scratch / "ddp-store")
+            return DdpMethod(*place, self.scratch / "ddp-store")
         if name == "oracle":
             return EngineMethod(*place, shares=shares or self.spec["oracle"])
         return EngineMethod(*place, balance=name, rebalance_every=self.spec["window"])

@@ -19,33 +19,21 @@ import torch
 import engine
 from benchmarks.balance_work import CLIP_NORM, make
 from engine.input import Prefetcher, ReviewSource
-from engine.timing import RankClock
 
 Step = tuple[float, int, int, float, float]
 """clock at the step's end; padded length; local rows; seconds of compute and of waiting for input"""
-CONTROLLER = ("_rebalance_inside_epoch", "_balance_step")
-"""the trainer's call between two steps, by the names it has had"""
 
 
 class Recorder:
-    """What the trainer measures of each step, seen through its clock, and the time it takes to balance."""
+    """What was measured of each step of a turn."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.controller = 0.0
+        """seconds spent in balancing, inside epochs"""
         self.after_step: Callable[[int], None] = lambda count: None
-        add = RankClock.add
 
-        def seen(clock: RankClock, bound: int, rows: int, compute: float, input: float, *more: Any) -> Any:
-            self.take(bound, rows, compute, input)
-            return add(clock, bound, rows, compute, input, *more)
-
-        RankClock.add = seen  # type: ignore[method-assign]
-        for name in CONTROLLER:
-            if hasattr(engine.Trainer, name):
-                setattr(engine.Trainer, name, self._timed(getattr(engine.Trainer, name)))
-
-    def take(self, bound: int, rows: int, compute: float, input: float) -> None:
+    def take(self, bound: int, rows: int, compute: float, input: float, wait: float = 0.0) -> None:
         """Record a step that ends now."""
         self.steps.append((time.perf_counter(), bound, rows, compute, input))
         self.after_step(len(self.steps))
@@ -54,22 +42,25 @@ class Recorder:
         """Forget what was recorded."""
         self.steps, self.controller = [], 0.0
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return call(*arguments, **options)
-            finally:
-                self.controller += time.perf_counter() - began
 
-        return timed
+class TimedTrainer(engine.Trainer):
+    """The engine's trainer, with the time that it takes to balance."""
+
+    recorder: Recorder
+
+    def _balance_step(self, batches: Prefetcher) -> None:
+        began = time.perf_counter()
+        super()._balance_step(batches)
+        self.recorder.controller += time.perf_counter() - began
 
 
 class EngineMethod:
     """The engine's trainer; a turn is the last steps of an epoch, so that its length can be chosen."""
 
-    def __init__(self, data: engine.Dataset, plan: engine.Plan, session: engine.Session, **options: Any) -> None:
-        self._data, self._plan, self._session, self._options = data, plan, session, options
+    def __init__(
+        self, data: engine.Dataset, plan: engine.Plan, session: engine.Session, recorder: Recorder, **options: Any
+    ) -> None:
+        self._data, self._plan, self._session, self._recorder = data, plan, session, recorder
         self.model, self._loss, self._optimizer = make(data.ids)
         self.decisions: list[dict[str, Any]] = []
         self.trainer = self._trainer(**options)
@@ -81,16 +72,18 @@ class EngineMethod:
         self.trainer.fit(self._data, epochs=progress.epoch + 1)
 
     def _trainer(self, **options: Any) -> engine.Trainer:
-        return engine.Trainer(
+        trainer = TimedTrainer(
             self.model,
             self._loss,
             self._optimizer,
             self._plan,
             self._session,
             clip_norm=CLIP_NORM,
-            hooks=engine.Hooks(record=self._record),
+            hooks=engine.Hooks(record=self._record, timed=self._recorder.take),
             **options,
         )
+        trainer.recorder = self._recorder
+        return trainer
 
     def _record(self, event: dict[str, Any]) -> None:
         if event["event"] == "shares":
@@ -100,8 +93,8 @@ class EngineMethod:
 class OriginalMethod(EngineMethod):
     """The original's rule on top of the engine's exact loop."""
 
-    def __init__(self, data: engine.Dataset, plan: engine.Plan, session: engine.Session) -> None:
-        super().__init__(data, plan, session, balance="off")
+    def __init__(self, data: engine.Dataset, plan: engine.Plan, session: engine.Session, recorder: Recorder) -> None:
+        super().__init__(data, plan, session, recorder, balance="off")
         self._forward = self._began = 0.0
         self._rows = 0
         self.model.register_forward_pre_hook(self._forward_begins)

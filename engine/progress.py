@@ -46,6 +46,8 @@ class Hooks:
     """measures the model after an epoch, on all ranks together; takes the shares"""
     save: Callable[[dict[str, Any] | None], None] = lambda figures: None
     """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch"""
+    timed: Callable[[int, int, float, float, float], None] = lambda bound, rows, compute, input, wait: None
+    """takes what each step cost this rank, on every rank: padded length, local rows, seconds of compute, input, wait"""
     checkpoint_due: Callable[[int], bool] = lambda total_steps: False
     """asked on rank 0 after each step"""
     display: Display = field(default_factory=lambda: Display(active=False))

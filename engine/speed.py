@@ -34,6 +34,8 @@ CHANGE_UNPROFILED = 0.4
 """the same for a rank without a profile, whose model may be that far off at other shares"""
 MISFIT = 0.25
 """relative root mean square error of a line on the start-up profile from which on the profile itself is the shape"""
+MOST_OFF = 1e6
+"""what a timing may be at most, as a multiple of what the model predicts"""
 HUBER = 3.0
 """standard errors from which on a timing counts less: one hiccup is nobody's speed"""
 LEAST_WEIGHT = 0.1
@@ -101,10 +103,12 @@ class SpeedModel:
         weight_RB = np.where(timed_RB, steps_RB, 0.0)
         total_R = np.maximum(weight_RB.sum(axis=1), 1e-300)
         # How far off the model: the ratio of what was timed to what it predicted, pooled over the buckets.
-        ratio_RB = seconds_RB / np.maximum(self._predict(features_RBF), 1e-300)
+        # A curve may promise next to nothing for few rows, below where it was timed: the ratio stays a number.
+        predicted_RB = self._predict(features_RBF)
+        ratio_RB = np.minimum(seconds_RB / np.maximum(predicted_RB, 1e-300), MOST_OFF)
         level_R = (weight_RB * ratio_RB).sum(axis=1) / total_R
         # Either the steps scatter as they always did, or as those of this look did: in one with a hiccup, widely.
-        look_R = np.sqrt((squares_RB * np.where(timed_RB, ratio_RB, 0.0) ** 2).sum(axis=1)) / total_R
+        look_R = np.sqrt((squares_RB * ratio_RB**2).sum(axis=1)) / total_R
         error_R = np.maximum(self._step_error() / np.sqrt(total_R), look_R)
         least_R = np.where(self._profiled_R > 0, CHANGE, CHANGE_UNPROFILED)
         changed_R = timed_RB.any(axis=1) & ~new_R & (np.abs(level_R - 1) > np.maximum(least_R, 4 * error_R))

@@ -199,7 +199,9 @@ class Trainer:
         applied = self._apply(total, batch)
         if (self.progress.total_steps + 1) % _COLLECT_EVERY == 0:
             gc.collect()
-        self._clock.add(batch.bound, batch.rows, compute, in_hand - began, waited)
+        cost = batch.bound, batch.rows, compute, in_hand - began, waited
+        self._clock.add(*cost)
+        self.hooks.timed(*cost)
         self._count(total, time.perf_counter() - began, applied)
         return total.checkpoint > 0
 

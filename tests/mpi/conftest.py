@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import train
 
 import engine
 from tests.synthetic import write_dataset
@@ -27,6 +28,12 @@ def dataset(session: engine.Session) -> Iterator[Path]:
         session.comm.Barrier()
         yield folder
         session.comm.Barrier()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(session, dataset):
+    """Losses of the reference in two epochs, with Adam."""
+    return train(dataset, session, "adam", 2, balance="off", exchange="dense")[0]
 
 
 @pytest.hookimpl(hookwrapper=True)

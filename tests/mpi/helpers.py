@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 import engine
 from engine.config import ModelConfig
+from engine.input import ReviewSource
 from engine.losses import ReviewLoss
 from engine.model import ReviewModel
 
 SIZE = ModelConfig(embedding_size=6, hidden_size=5, dropout=0.0)
 BATCH = 48
+STEPS = 25
+"""of an epoch"""
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.3, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
@@ -107,3 +117,86 @@ def train_alone(
                 losses.append(float(loss.detach()))
     session.comm.bcast((losses, model), root=0)
     return losses, model
+
+
+def fit(
+    dataset: Path,
+    session: engine.Session,
+    make: Callable[[engine.Dataset], torch.nn.Module],
+    epochs: int = 2,
+    *,
+    optimizer: str = "adam",
+    loss: Any = None,
+    source: Callable[[ReviewSource], Any] = lambda source: source,
+    batch_size: int = BATCH,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], engine.Trainer]:
+    """Train a model in float64; all events, known to all ranks."""
+    events: list[dict[str, Any]] = []
+    with engine.open(dataset) as data:
+        model, plan = make(data).double(), make_plan(data, batch_size)
+        trainer = engine.Trainer(
+            model,
+            loss or ReviewLoss(SIZE),
+            OPTIMIZERS[optimizer](model.parameters()),
+            plan,
+            session,
+            precision="float64",
+            log_every=1,
+            hooks=engine.Hooks(record=events.append),
+            **options,
+        )
+        # The model may want to know which step it is.
+        model.progress = trainer.progress
+        trainer.fit(source(ReviewSource(data, plan)), epochs)
+    return session.comm.bcast(events, root=0), trainer
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == kind]
+
+
+def assert_same_losses(found: list[float], expected: list[float], tolerance: float = 1e-10) -> None:
+    assert len(found) == len(expected) > 20
+    difference = np.max(np.abs(np.array(found) - expected) / np.abs(expected))
+    assert difference <= tolerance, f"relative difference {difference:.3g}"
+
+
+def only_several(session: engine.Session) -> None:
+    if session.size == 1:
+        pytest.skip("one rank has nobody to share with")
+
+
+def run_job(
+    session: engine.Session, ranks: int, script: str, *arguments: object, seconds: float = 300
+) -> tuple[int | None, str, str]:
+    """Run a script under mpirun as a job of its own, started by rank 0; status, output and errors, known to all ranks.
+
+    The status is None where the job did not end in time.
+    """
+    found: tuple[int | None, str, str] | None = None
+    if session.root:
+        launcher = ("OMPI_", "PMIX_", "PMI_", "ORTE_", "HOROVOD_", "ENGINE_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+        allowed = {name: value for name, value in os.environ.items() if name.startswith("OMPI_ALLOW_RUN_AS_ROOT")}
+        mpirun = Path(sys.executable).parent / "mpirun"
+        command = [mpirun if mpirun.exists() else "mpirun", "--oversubscribe", "--bind-to", "none", "-n", ranks]
+        try:
+            job = subprocess.run(
+                [str(word) for word in (*command, sys.executable, "-c", script, *arguments)],
+                env=clean | allowed,
+                cwd=Path(__file__).parents[2],
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+            found = job.returncode, job.stdout, job.stderr
+        except subprocess.TimeoutExpired:
+            found = None, "", ""
+    # The others sleep meanwhile: the job needs the cores.
+    request = session.comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.01)
+    known: tuple[int | None, str, str] = session.comm.bcast(found, root=0)
+    return known

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import run_job
 
 from engine.reduction import Reducer
 from native import mpi_wait
@@ -142,28 +141,8 @@ def test_sums_around_a_ring_are_right_and_the_same_on_all_ranks(session, kind):
 def test_all_ranks_wait_alike(session, who, how, expected, told):
     if session.size != 2:
         pytest.skip("a job of 2 ranks, started once")
-    job = None
-    if session.root:
-        launcher = ("OMPI_", "PMIX_", "PMI_", "ORTE_", "HOROVOD_", "ENGINE_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
-        allowed = {name: value for name, value in os.environ.items() if name.startswith("OMPI_ALLOW_RUN_AS_ROOT")}
-        mpirun = Path(sys.executable).parent / "mpirun"
-        command = [str(mpirun) if mpirun.exists() else "mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
-        job = subprocess.run(
-            [*command, sys.executable, "-c", JOB, who, how],
-            env=clean | allowed,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    # The others sleep meanwhile: the job needs the cores.
-    request = session.comm.Ibarrier()
-    while not request.Test():
-        time.sleep(0.01)
-    if job is not None:
-        assert job.returncode == 0, job.stderr
-        assert job.stdout.split() == [expected, "right"] * 2
-        assert told in job.stderr
-        assert job.stderr.count("all ranks spin") == (1 if told else 0)
+    status, told_by_all, errors = run_job(session, 2, JOB, who, how)
+    assert status == 0, errors
+    assert told_by_all.split() == [expected, "right"] * 2
+    assert told in errors
+    assert errors.count("all ranks spin") == (1 if told else 0)
