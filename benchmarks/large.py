@@ -7,7 +7,6 @@ Each measurement has a fresh process, and begins when everything is imported.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -21,7 +20,9 @@ import engine
 import native
 from benchmarks.ours import writer_digest
 from benchmarks.rows import LENGTH, WORDS, prepared, row_blocks, warm
-from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest, part_rows, read_chunk_index
+from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest, part_rows
+from native.hdf5 import read_hdf5_index
+from native.index import write_index
 from native.writer import DEFAULT_CHUNK_ROWS, PART_BYTES
 
 CHUNKS = 48_829
@@ -61,25 +62,28 @@ def _multiply(folder: Path, manifest: dict[str, Any]) -> None:
     parts = part_rows(ROWS, DEFAULT_CHUNK_ROWS, -(-ROWS * LENGTH * 2 // PART_BYTES))
     others = [part for part in manifest["parts"] if not part["path"].startswith("train/")]
     manifest["parts"] = []
+    stars = np.zeros(5, np.int64)
     with h5py.File(few) as file:
+        group = file[group_name(LENGTH)]
+        chunk_tokens = group["lengths"][:].reshape(DISTINCT_CHUNKS, -1).sum(axis=1)
+        chunk_stars = [np.bincount(chunk, minlength=6)[1:] for chunk in group["stars"][:].reshape(DISTINCT_CHUNKS, -1)]
         for number, rows in enumerate(parts):
             path = f"train/part-{number:05d}.h5"
-            digest = _write_part(folder / path, file[group_name(LENGTH)], rows)
-            entry = {"path": path, "rows": rows, "tokens": rows * LENGTH, "index_digest": digest}
+            kinds = np.arange(rows // DEFAULT_CHUNK_ROWS) % DISTINCT_CHUNKS
+            digest = _write_part(folder / path, group, kinds)
+            entry = {"path": path, "rows": rows, "tokens": int(chunk_tokens[kinds].sum()), "index_digest": digest}
             manifest["parts"].append(entry | {"digest": file_digest(folder / path)})
+            stars += np.array(chunk_stars)[kinds].sum(axis=0)
     few.unlink()
     manifest["parts"] += others
-    train = manifest["splits"]["train"]
-    stars = [count * (CHUNKS // DISTINCT_CHUNKS) for count in train["stars"]]
-    manifest["splits"]["train"] = train | {"rows": ROWS, "bucket_rows": [ROWS], "stars": stars}
+    manifest["splits"]["train"] = {"rows": ROWS, "bucket_rows": [ROWS], "stars": stars.tolist()}
     manifest["digest"] = json_digest({name: manifest[name] for name in DIGEST_FIELDS})
     (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
-def _write_part(path: Path, few: h5py.Group, rows: int) -> str:
+def _write_part(path: Path, few: h5py.Group, kinds: np.ndarray) -> str:
     """One part of whole chunks, each a copy of one of the few as it is stored; returns its index digest."""
-    chunks = rows // DEFAULT_CHUNK_ROWS
-    kinds = np.arange(chunks) % DISTINCT_CHUNKS
+    rows = len(kinds) * DEFAULT_CHUNK_ROWS
     stored = [few["tokens"].id.read_direct_chunk((kind * DEFAULT_CHUNK_ROWS, 0)) for kind in range(DISTINCT_CHUNKS)]
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         group = file.create_group(group_name(LENGTH))
@@ -94,10 +98,7 @@ def _write_part(path: Path, few: h5py.Group, rows: int) -> str:
             group.create_dataset(name, data=values[kinds].reshape(-1))
         for name in ("checksums", "row_checksums"):
             group.create_dataset(name, data=few[name][:][kinds])
-    digest = hashlib.sha256()
-    with h5py.File(path) as file:
-        read_chunk_index(file[group_name(LENGTH)], LENGTH, DEFAULT_CHUNK_ROWS).update_digest(digest)
-    return digest.hexdigest()
+    return write_index(path, read_hdf5_index(path, [LENGTH], DEFAULT_CHUNK_ROWS, "uint16"))
 
 
 def _resident(field: str) -> int:

@@ -1,4 +1,5 @@
 """`python -m engine.doctor`: what is installed, how it fits together, and what is wrong in words to act on.
+With --data it examines a dataset instead (engine/examine.py).
 
 Exit status 0 when all is right, 1 when something is wrong. Everything that may crash or hang (importing torch,
 starting MPI) happens in a process of its own with a time limit, so that the doctor survives what it examines.
@@ -6,6 +7,7 @@ starting MPI) happens in a process of its own with a time limit, so that the doc
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -198,15 +200,18 @@ def describe(facts: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine, print, and return the exit status."""
-    parser = make_parser("python -m engine.doctor", "Print what is installed and what is wrong with it.")
+    """Examine, print, and return the exit status: 0 all is right, 1 something is wrong, 2 wrong usage or no dataset."""
+    parser = make_parser("python -m engine.doctor", "Print what is wrong with what is installed, or with a dataset.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--data", metavar="DATA", help="examine this dataset instead, every byte of it")
     parser.add_argument("--brief", action="store_true", help="print only what is wrong and what is worth knowing")
     try:
         options = parser.parse_args(arguments)
     except UsageError as error:
         print(f"engine.doctor: {error}", file=sys.stderr)
         return 2
+    if options.data is not None:
+        return _examine(options) if launcher_rank() == 0 else 0
     prepare_environment()
     # Under a launcher every rank takes part in starting MPI, and rank 0 alone looks further and speaks.
     start = probe(START_PROBE)
@@ -224,6 +229,16 @@ def main(arguments: list[str] | None = None) -> int:
         if lines:
             print("\n".join(lines))
     return 1 if problems else 0
+
+
+def _examine(options: argparse.Namespace) -> int:
+    """Look at a dataset; what that needs is imported here alone, since the doctor itself needs nothing."""
+    try:
+        from engine.examine import examine
+    except ImportError as error:
+        print(f"engine.doctor: --data: {error}: {diagnosis.SET_UP}", file=sys.stderr)
+        return 2
+    return examine(options.data, options.json, options.brief)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from native.format import BucketShape, DatasetError, read_manifest
     from native.writer import DatasetWriter
 
-__all__ = ["Batch", "BucketShape", "Dataset", "DatasetError", "DatasetWriter", "open_dataset", "read_manifest"]
+__all__ = [
+    "Batch",
+    "BucketShape",
+    "Dataset",
+    "DatasetError",
+    "DatasetWriter",
+    "open_dataset",
+    "read_manifest",
+    "sources_digest",
+]
 
 # Imported when first asked for: preprocessing tasks need the text pipeline alone, not HDF5 and the compiled reader.
 _HOMES = {
@@ -32,3 +41,11 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def sources_digest() -> str:
+    """What the native modules were compiled from: hosts that were set up at different times may differ."""
+    try:
+        return str(import_module("native._sources").DIGEST)
+    except ImportError:
+        return "not known"

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from native.batch import Batch, BatchBuffer
-from native.codecs import load_codecs
-from native.format import BucketShape, DatasetError, read_manifest, read_vocabulary
+from native.format import TOKEN_BYTES, BucketShape, DatasetError, entries_of, read_manifest, read_vocabulary
 from native.parts import Parts
-from native.reader import CHECKSUM_FAULT, ROW_CHECKSUM_FAULT, ChunkFault, ChunkReader
+from native.reader import ChunkFault, ChunkReader
 from native.stream import BatchPlan, BatchStream
 from native.text import FIRST_WORD_ID, SPLITS
 
@@ -37,21 +36,22 @@ class Dataset:
         """number of token ids: pad, unknown and the words"""
         self.bounds: list[int] = self.manifest["bucket_bounds"]
         self.chunk_rows: int = self.manifest["chunk_rows"]
-        self._item_bytes = np.dtype(self.manifest["token_type"]).itemsize
         self._reader: ChunkReader | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
         self.streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
         """those that read this split; closed with it"""
-        self.parts = Parts(folder, self.manifest, split)
+        self.parts = Parts(folder, self.manifest, entries_of(self.manifest["parts"], split))
+        self.parts.require_rows(self.manifest["splits"][split]["bucket_rows"])
+        token_bytes = TOKEN_BYTES[self.manifest["token_type"]]
         self.layout = [
-            BucketShape(bound, rows, self.chunk_rows, bound * self._item_bytes)
+            BucketShape(bound, rows, self.chunk_rows, bound * token_bytes)
             for bound, rows in zip(self.bounds, self.parts.rows, strict=True)
         ]
         self.starts = np.cumsum([0, *self.parts.rows])
         chunk_bytes = [self.chunk_rows * (shape.row_bytes + 3) for shape in self.layout]
         self._slots = [max(1, cache_bytes // len(self.layout) // size) for size in chunk_bytes]
-        self._reader = self._checked_reader()
+        self._reader = self.make_reader(self._slots)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -193,18 +193,7 @@ class Dataset:
         """
         if not self.is_open:
             raise self.closed_error()
-        return ChunkReader(
-            bounds=self.bounds,
-            rows=self.parts.rows,
-            slots=slots,
-            chunk_rows=self.chunk_rows,
-            wide=self._item_bytes == 4,
-            ids=self.ids,
-            codecs=load_codecs() or (0, 0),
-            index=self.parts.index,
-            fallback=self.parts.read_through_h5py,
-            files=self.parts,
-        )
+        return self.parts.make_reader(slots)
 
     def close(self) -> None:
         """Close the files, and the streams that read them; reading afterwards is an error."""
@@ -224,30 +213,6 @@ class Dataset:
             self._reader = self.make_reader(self._slots) if self._reader is not None else None
             self._lock, self._process = threading.Lock(), os.getpid()
         return self._lock
-
-    def _checked_reader(self) -> ChunkReader:
-        """A reader whose first row is what libhdf5 reads; otherwise one that reads through h5py."""
-        reader = self.make_reader(self._slots)
-        bucket = next((b for b, shape in enumerate(self.layout) if shape.rows), None)
-        if bucket is None or self.parts.index["offset"][self.parts.first_chunk(bucket)] < 0:
-            return reader
-        batch = BatchBuffer(1, self.bounds[bucket]).view(1, self.bounds[bucket])
-        try:
-            tokens, lengths, stars = self.parts.read_through_h5py(bucket, 0)
-        except DatasetError:
-            return reader  # damaged: told when its rows are asked for
-        try:
-            reader.read(bucket, np.zeros(1, np.int64), batch.tokens, batch.lengths, batch.stars)
-            same = np.array_equal(batch.tokens[0], tokens[0]) and (batch.lengths[0], batch.stars[0]) == (
-                lengths[0],
-                stars[0],
-            )
-        except ChunkFault as fault:
-            same = fault.args[1] not in (CHECKSUM_FAULT, ROW_CHECKSUM_FAULT)
-        if same:
-            return self.make_reader(self._slots)  # with a cache and counters as if nothing had been read
-        self.parts.use_libhdf5("its chunks do not lie where libhdf5 says")
-        return self.make_reader(self._slots)
 
 
 def open_dataset(

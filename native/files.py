@@ -1,8 +1,10 @@
-"""Writing files so that a crash leaves either the old one or the new one, whole."""
+"""Writing files so that a crash leaves either the old one or the new one, whole; reading files that may be anything."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -32,3 +34,29 @@ def write_durably(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading; returns its descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device: reading those could wait for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """All bytes of a file that must not have more than `most`.
+
+    Raises:
+        OSError: as open_regular, or it is larger.
+    """
+    with open(open_regular(path), "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, more than the {most:,} that are possible", str(path))
+        return stream.readall()

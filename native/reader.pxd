@@ -10,6 +10,7 @@ cdef enum Fault:
     SHORT_READ
     CHECKSUM
     ROW_CHECKSUM
+    SIZE
     LZ4
     TOKEN_RANGE
     LENGTH_RANGE

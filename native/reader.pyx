@@ -33,7 +33,7 @@ cdef extern from "kernels.h" nogil:
     void prefetch_bytes(const uint8_t* at, int64_t size)
 
 cdef enum:
-    # Bits of a chunk's filters, see native/format.py.
+    # Bits of a chunk's filters, see native/index.py.
     WITH_LZ4 = 1
     WITH_SHUFFLE = 2
     ROWS_AHEAD = 8      # rows whose memory is asked for before they are copied: 4 to 8 doubled the rate
@@ -46,6 +46,7 @@ FAULTS = {
     SHORT_READ: "the file ends before the chunk does, or cannot be read",
     CHECKSUM: "its stored bytes do not fit their checksum",
     ROW_CHECKSUM: "its lengths and stars do not fit their checksum",
+    SIZE: "its stored size cannot be that of its rows",
     LZ4: "its LZ4 blocks do not decode to the chunk's size",
     TOKEN_RANGE: "it holds token ids outside the vocabulary",
     LENGTH_RANGE: "it holds lengths outside 1..bound",
@@ -391,7 +392,7 @@ cdef class ChunkReader:
         cdef int64_t whole = self.chunk_rows * row_bytes
         cdef uint8_t* stored = tokens
         if size < 1 or size > 2 * whole + 4096:  # LZ4 never grows data by more than 1 in 255
-            return LZ4
+            return SIZE
         if self.filters[entry] & WITH_LZ4:
             if self.scratch_size < size:
                 free(self.scratch)
@@ -401,7 +402,7 @@ cdef class ChunkReader:
                     return MEMORY
             stored = self.scratch
         elif size != whole and (size != rows * row_bytes or self.filters[entry] & WITH_SHUFFLE):
-            return SHORT_READ
+            return SIZE
         if not read_exactly(self.descriptors[entry], stored, size, self.offsets[entry]):
             return SHORT_READ
         if self.xxh3(stored, size) != self.checksums[entry]:

@@ -20,15 +20,18 @@ from native.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST,
+    MAX_CHUNK_BYTES,
     MAX_CHUNK_ROWS,
+    MAX_MANIFEST_BYTES,
     VOCABULARY,
     DatasetError,
     file_digest,
     group_name,
     json_digest,
     part_rows,
-    read_chunk_index,
 )
+from native.hdf5 import read_hdf5_index
+from native.index import write_index
 from native.text import FIRST_WORD_ID, SPLITS
 
 DEFAULT_CHUNK_ROWS = 2048
@@ -73,11 +76,13 @@ class DatasetWriter:
             raise DatasetError(f"bucket bounds {self.bounds} must ascend and lie in 1..9999")
         if not 1 <= chunk_rows <= MAX_CHUNK_ROWS:
             raise DatasetError(f"chunk_rows {chunk_rows} must lie in 1..{MAX_CHUNK_ROWS}")
+        self.token_type = np.dtype("<u2" if len(self.vocabulary) + FIRST_WORD_ID <= 1 << 16 else "<u4")
+        if chunk_rows * self.bounds[-1] * self.token_type.itemsize > MAX_CHUNK_BYTES:
+            raise DatasetError(f"chunk_rows {chunk_rows}: a chunk would have more than {MAX_CHUNK_BYTES:,} bytes")
         if any(len(counts) != len(self.bounds) for counts in self.rows.values()):
             raise DatasetError(f"rows must give one number per bucket ({len(self.bounds)}) for each split")
         if self.folder.exists() and any(self.folder.iterdir()):
             raise DatasetError(f"{self.folder}: not empty; name a new folder, nothing is overwritten")
-        self.token_type = np.dtype("<u2" if len(self.vocabulary) + FIRST_WORD_ID <= 1 << 16 else "<u4")
         self._parts: dict[str, list[_PartWriter]] = {}
         self._stars = {split: np.zeros(5, np.int64) for split in SPLITS}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +160,10 @@ class DatasetWriter:
         }
         manifest["digest"] = json_digest(manifest)
         manifest |= {"counts": dict(counts), "storage": self._storage(), **(extra or {})}
-        write_durably(self.folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        written = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+        if len(written) > MAX_MANIFEST_BYTES:
+            raise DatasetError(f"{MANIFEST} would have {len(written):,} bytes, more than {MAX_MANIFEST_BYTES:,}")
+        write_durably(self.folder / MANIFEST, written)
         return manifest
 
     def _storage(self) -> dict[str, int]:
@@ -199,6 +207,7 @@ class _PartWriter:
         self.whole_path = writer.folder / path
         self.file = h5py.File(self.whole_path, "w", libver=("v110", "v110"))
         self.written = [0] * len(rows)
+        self.token_type = writer.token_type.name
         self.tokens_written = self.stored_bytes = 0
         for bound, count in zip(self.bounds, rows, strict=True):
             group = self.file.create_group(group_name(bound))
@@ -243,25 +252,21 @@ class _PartWriter:
         self._waiting[bucket] = [(tokens[whole:], lengths[whole:], stars[whole:])] if whole < len(tokens) else []
 
     def close(self) -> dict[str, Any]:
-        """Add checksums, flush to disk; returns the part's entry in the manifest."""
+        """Add checksums, write the index file, flush both to disk; returns the part's entry in the manifest."""
         if self.written != self.rows:
             raise DatasetError(f"{self.path}: {self.written} rows per bucket written, {self.rows} announced")
         for bound, count in zip(self.bounds, self.rows, strict=True):
             self._add_checksums(self.file[group_name(bound)], count)
         self.file.close()
-        index_digest = hashlib.sha256()
-        with h5py.File(self.whole_path, "r") as file:
-            for bound in self.bounds:
-                index = read_chunk_index(file[group_name(bound)], bound, self.chunk_rows)
-                index.update_digest(index_digest)
-                self.stored_bytes += int(index.sizes.sum())
+        indexes = read_hdf5_index(self.whole_path, self.bounds, self.chunk_rows, self.token_type)
+        self.stored_bytes = sum(int(index.sizes.sum()) for index in indexes)
         sync(self.whole_path)
         return {
             "path": self.path,
             "rows": sum(self.rows),
             "tokens": self.tokens_written,
             "digest": file_digest(self.whole_path),
-            "index_digest": index_digest.hexdigest(),
+            "index_digest": write_index(self.whole_path, indexes),
         }
 
     def _add_checksums(self, group: h5py.Group, rows: int) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from native import DatasetWriter
-from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest, read_chunk_index
+from native.format import DIGEST_FIELDS, file_digest, json_digest
+from native.hdf5 import read_hdf5_index
+from native.index import index_digest, index_path, write_index
 
 ROWS = {"train": (700, 433), "validation": (90, 61), "test": (50, 33)}
 
@@ -65,16 +65,30 @@ def write_dataset(
     return content
 
 
-def seal(folder: Path, file_digests: bool = True) -> None:
-    """Make the digests in dataset.json fit the files again: what a wrong or hostile writer would do."""
+def seal(folder: Path, *, file_digests: bool = True, indexes: bool = True) -> None:
+    """Make the digests in dataset.json fit the files again: what a wrong or hostile writer would do.
+
+    Args:
+        folder: the dataset's.
+        file_digests: those of the parts too, which takes long for large ones.
+        indexes: take the parts' indexes anew, and write them down where an index file is; else only the parts' sizes.
+    """
     manifest = json.loads((folder / "dataset.json").read_text())
     for part in manifest["parts"]:
-        digest = hashlib.sha256()
-        with h5py.File(folder / part["path"]) as file:
-            for bound in manifest["bucket_bounds"]:
-                read_chunk_index(file[group_name(bound)], bound, manifest["chunk_rows"]).update_digest(digest)
-        part["index_digest"] = digest.hexdigest()
+        path = folder / part["path"]
+        if indexes:
+            found = read_hdf5_index(path, manifest["bucket_bounds"], manifest["chunk_rows"], manifest["token_type"])
+            part["index_digest"] = write_index(path, found) if index_path(path).exists() else index_digest(found)
+        elif index_path(path).exists():
+            head = path.stat().st_size.to_bytes(8, "little")
+            index_path(path).write_bytes(head + index_path(path).read_bytes()[8:])
         if file_digests:
-            part["digest"] = file_digest(folder / part["path"])
+            part["digest"] = file_digest(path)
     manifest["digest"] = json_digest({field: manifest[field] for field in DIGEST_FIELDS})
     (folder / "dataset.json").write_text(json.dumps(manifest))
+
+
+def forget_indexes(folder: Path) -> None:
+    """Remove the index files: what datasets of earlier versions look like."""
+    for path in folder.glob("*/*.index"):
+        path.unlink()

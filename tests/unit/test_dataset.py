@@ -161,7 +161,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     for name in ("one", "two"):
         write_dataset(tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == 5
+    assert len(files) == 8
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 
@@ -173,6 +173,8 @@ def test_the_files_are_what_the_contract_says(folder):
     assert manifest["bucket_bounds"] == [8, 16]
     for part in manifest["parts"]:
         assert part["digest"] == file_digest(folder / part["path"])
+        index = (folder / part["path"]).with_suffix(".index").read_bytes()
+        assert part["index_digest"] == hashlib.sha256(index[24:]).hexdigest()
         with h5py.File(folder / part["path"]) as file:
             assert sorted(file) == ["0008", "0016"]
             assert part["rows"] == sum(len(file[name]["stars"]) for name in file)
@@ -271,20 +273,6 @@ def test_the_writer_refuses_what_does_not_fit(tmp_path):
         writer("full")
     full.abort()
     assert list((tmp_path / "full").iterdir()) == []
-
-
-def test_a_part_that_is_replaced_is_found_by_the_slow_way_too(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("native.parts.load_codecs", lambda: None)
-    write_dataset(tmp_path / "other", seed=6)
-    with pytest.warns(RuntimeWarning):
-        data = native.open_dataset(folder)
-    data.read_bucket(0, np.arange(64))
-    (tmp_path / "other/train/part-00000.h5").replace(folder / "train/part-00000.h5")
-    with pytest.raises(DatasetError, match="chunk 1: its stored bytes"):
-        data.read_bucket(0, np.arange(64, 128))
-    (folder / "train/part-00000.h5").write_bytes(b"no HDF5")
-    with pytest.raises(DatasetError, match="chunk 2: libhdf5 cannot read it"):
-        data.read_bucket(0, np.arange(128, 130))
 
 
 def test_rows_must_be_numbers(folder):

@@ -66,7 +66,11 @@ def test_more_than_four_billion_tokens(tmp_path):
         ]
         assert small["tokens"].id.get_chunk_info(0).byte_offset > 2**32
     manifest = json.loads((folder / "dataset.json").read_text())
-    manifest["splits"]["train"] |= {"rows": 1000 + rows, "bucket_rows": [1000, rows]}
+    whole = 1000 + rows
+    all_stars = np.r_[content[0][2], np.full(rows - 300, 3), stars]
+    counted = np.bincount(all_stars, minlength=6)[1:].tolist()
+    manifest["splits"]["train"] = {"rows": whole, "bucket_rows": [1000, rows], "stars": counted}
+    manifest["parts"][0] |= {"rows": whole, "tokens": int(content[0][1].sum() + rows - 300 + lengths.sum())}
     (folder / "dataset.json").write_text(json.dumps(manifest))
     seal(folder, file_digests=False)
     assert path.stat().st_blocks * 512 < 1 << 30
