@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -174,6 +175,15 @@ class Balancer:
         if not before:
             return None
         return Achieved(promise.step, promise.predicted, 1 - float((weight_B * after_B).sum()) / before)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to go on from; a change whose gain is still to be seen is forgotten."""
+        return {"speeds": self.speeds.state(), "last_move": self._last_move_R.tolist()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, for as many ranks."""
+        self.speeds.load_state(state["speeds"])
+        self._last_move_R = np.array(state["last_move"], dtype=float).reshape(self.ranks)
 
     def slowest_seconds(self, table: Sequence[Sequence[int]]) -> float:
         """Predicted compute seconds of an epoch's full batches under a table of shares: those of the slowest rank."""

@@ -22,7 +22,7 @@ from engine.errors import CheckpointError
 from native.files import sync, write_durably
 
 FORMAT = "engine-checkpoint"
-VERSION = 1
+VERSION = 2
 _KEY = "engine"
 
 
@@ -115,6 +115,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if header is None:
             raise ValueError("it is not one of this engine's")
         content = json.loads(header)
+        if not isinstance(content, dict) or not isinstance(content.get("values"), dict):
+            raise ValueError("its header is not one of this engine's")
         checkpoint = Checkpoint(tensors, content["values"])
         whole = _digest(checkpoint) == content["digest"]
     except IsADirectoryError:
@@ -123,7 +125,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: there is no such checkpoint; name a file in RUN/checkpoints, such as best"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a usable checkpoint ({error}); name another one") from None
     if checkpoint.values.get("format") != FORMAT or checkpoint.values.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {checkpoint.values.get('version')}, this program reads {VERSION}")

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from engine.environment import launcher_rank
-from engine.errors import RankError, TrainingError, UsageError
+from engine.errors import Preempted, RankError, TrainingError, UsageError
 from native.format import DatasetError
 
 INTERRUPTED = 130
@@ -18,16 +18,16 @@ INTERRUPTED = 130
 def report_error(program: str, error: BaseException) -> int:
     """Print an error as one line; returns the exit status: 2 for what the user can mend, 1 for a failed run.
 
-    UsageError and TrainingError are raised by all ranks together, so that rank 0 speaks for the job. Anything else
-    happened to one rank, which names itself.
+    UsageError, TrainingError and Preempted are raised by all ranks together, so that rank 0 speaks for the job.
+    Anything else happened to one rank, which names itself.
     """
     if os.environ.get("ENGINE_TRACEBACK") == "1":
         traceback.print_exception(error)
     text = " ".join(str(error).split())
-    if isinstance(error, UsageError | TrainingError):
+    if isinstance(error, UsageError | TrainingError | Preempted):
         if launcher_rank() == 0:
             print(f"{program}: {text}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, TrainingError) else 2
+        return error.status if isinstance(error, Preempted) else 1 if isinstance(error, TrainingError) else 2
     where = f"rank {launcher_rank()} on {socket.gethostname()}: "
     if isinstance(error, DatasetError):
         print(f"{program}: {where}{text}", file=sys.stderr, flush=True)

@@ -109,6 +109,10 @@ class LocalWork:
             )
         self.micro_steps, self.most_rows = micro // 2 * batch.bound, batch.rows
 
+    def parts(self, batch: LocalBatch) -> list[slice]:
+        """The micro-batches of a batch."""
+        return cut(slice(0, batch.rows), self._most(batch))
+
     def _most(self, batch: LocalBatch) -> int:
         """Rows of a micro-batch at most."""
         limits = [batch.rows]

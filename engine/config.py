@@ -127,6 +127,32 @@ class TrainConfig:
         10.0, "minutes between checkpoints inside an epoch; 0: only at its end", metavar="M", may_change=True
     )
     keep_checkpoints: int = option(3, "checkpoints kept besides the best one", metavar="K", may_change=True)
+    on_nonfinite: str = option(
+        "stop",
+        "what a loss or gradient that is not a finite number does: stop the run before the step is applied, naming "
+        "rank and rows, or skip the step, counted and recorded",
+        choices=("stop", "skip"),
+        may_change=True,
+    )
+    shares_from: str = option(
+        "",
+        "metrics.jsonl of another run on as many ranks, whose shares are used step for step, so that it can be "
+        "repeated bit for bit; implies --balance off",
+        metavar="FILE",
+        may_change=True,
+    )
+    rank_timeout: float = option(
+        60.0,
+        "seconds after which a rank that gives no sign of life ends the job; 0: wait for it for ever",
+        metavar="SECONDS",
+        may_change=True,
+    )
+    stage_dir: str = option(
+        "",
+        "folder on a disk of each node's own: the dataset is copied there once per node, verified, and read from there",
+        metavar="DIR",
+        may_change=True,
+    )
     log_every: int = option(50, "steps between 'step' lines in metrics.jsonl", metavar="STEPS", may_change=True)
     device: str = option(
         "auto",
@@ -167,6 +193,7 @@ class TrainConfig:
         for name in (
             "checkpoint_every",
             "checkpoint_minutes",
+            "rank_timeout",
             "threads",
             "momentum",
             "weight_decay",
@@ -222,7 +249,7 @@ class TrainConfig:
 
     def shared(self) -> dict[str, Any]:
         """Options that must be the same on all ranks, by their flags; paths and hardware may differ by host."""
-        own = {"data", "out", "device", "threads", "model"}
+        own = {"data", "out", "device", "threads", "stage_dir", "model"}
         values = self.to_json()
         return {flag(name): value for name, value in {**values, **values["model"]}.items() if name not in own}
 
@@ -300,12 +327,13 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
             if item.name != "model":
                 _add(group, item)
     given = vars(parser.parse_args(arguments))
-    if given["shares"] and given["balance"] not in (None, "off"):
-        raise UsageError(
-            f"--shares fixes the shares by hand, --balance {given['balance']} would change them: leave one out"
-        )
+    for name, what in (("shares", "fixes the shares by hand"), ("shares_from", "takes the shares from a file")):
+        if given[name] and given["balance"] not in (None, "off"):
+            raise UsageError(f"{flag(name)} {what}, --balance {given['balance']} would change them: leave one out")
+    if given["shares"] and given["shares_from"]:
+        raise UsageError("--shares and --shares-from both name the shares: leave one out")
     if given["balance"] is None:
-        given["balance"] = "off" if given["shares"] else "auto"
+        given["balance"] = "off" if given["shares"] or given["shares_from"] else "auto"
     model = ModelConfig(**{item.name: given.pop(item.name) for item in fields(ModelConfig)})
     return TrainConfig(**given, model=model)
 

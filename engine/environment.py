@@ -146,6 +146,20 @@ def launcher_rank() -> int:
     return 0
 
 
+def started_with_gloo() -> bool:
+    """Whether horovodrun started this process without MPI."""
+    return os.environ.get("HOROVOD_CONTROLLER") == "gloo" or "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ
+
+
+def mpi_libraries() -> set[str]:
+    """The MPI libraries that are loaded in this process: two of them do not know of each other."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.split()[-1] for line in lines if "/libmpi.so" in line or "/libmpich.so" in line}
+
+
 def local_size() -> int:
     """Number of ranks that the launcher started on this host; 1 where it does not say."""
     for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE"):

@@ -11,6 +11,14 @@ class TrainingError(RuntimeError):
     """A failure during the run that all ranks meet together: exit status 1."""
 
 
+class Preempted(RuntimeError):
+    """A signal asked the run to stop: all ranks have saved and end together, with status 128 + its number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number
+
+
 class RankError(RuntimeError):
     """A failure that one rank meets alone: exit status 1, and the other ranks are ended."""
 

@@ -42,8 +42,15 @@ class Control:
     """sum of (rank + 1) over them: tells which it is when there is one"""
     checkpoint: float = 0.0
     """above 0: a checkpoint is due after this step"""
+    terminate: float = 0.0
+    """ranks that SIGTERM asked to stop"""
+    interrupt: float = 0.0
+    """ranks that SIGUSR1 asked to stop"""
     outside: float = 0.0
     """ranks on which an embedding got a gradient in rows that it did not look up"""
+
+
+_OUTSIDE = [entry.name for entry in fields(Control)].index("outside")
 
 
 class _Rows:
@@ -242,7 +249,7 @@ class GradientExchange:
         self._control.copy_(torch.tensor(astuple(control), dtype=torch.float64))
         self._control[0], self._control[1] = loss, weight
         self._control[3], self._control[4] = bad, bad * (self._session.rank + 1)
-        self._control[6] = outside
+        self._control[_OUTSIDE] = outside
         self._start_flats()
         self._reducer.wait()
         for rows in self._rows:

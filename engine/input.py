@@ -275,6 +275,8 @@ class Prefetcher:
         else:
             self._reader = SourceReader(plan, source, rank, device)
         self._waiting: deque[Table] = deque()
+        self.table = self._table
+        """shares of the batch that was taken last"""
         for _ in range(READ_AHEAD):
             self._submit()
 
@@ -285,7 +287,7 @@ class Prefetcher:
     def next(self) -> LocalBatch:
         """The next batch, in memory that holds until this is called again; an error of reading is raised here."""
         self._submit()
-        self._waiting.popleft()
+        self.table = self._waiting.popleft()
         return self._reader.take()
 
     def schedule(self) -> list[Table]:

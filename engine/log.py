@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from native.files import write_durably
 
+LINES_AT_ONCE = 100
+"""lines that are tried again together: a full disk must not cost more with every line that waits"""
 LINE_SECONDS = 30.0
 """seconds between progress lines where there is no terminal"""
 
 
 class MetricsFile:
-    """RUN/metrics.jsonl: one JSON object a line, each written whole."""
+    """RUN/metrics.jsonl: one JSON object a line, each written whole.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the file.
+        warn: told in one line when it cannot be written, and when it can again.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.path, self._warn = path, warn
+        self._pending: list[str] = []
+        """lines that wait until the file can be written again"""
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add one event; it is in the file when this returns."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(event)) + "\n")
+        """Add one event; it is in the file when this returns, or, where the disk is full, in memory until it can be."""
+        late = len(self._pending)
+        self._pending.append(json.dumps(_finite(event)) + "\n")
+        while self._pending:
+            try:
+                _append_whole(self.path, "".join(self._pending[:LINES_AT_ONCE]).encode())
+            except OSError as error:
+                if not late:
+                    self._warn(
+                        f"warning: {self.path}: cannot be written ({error.strerror}); training goes on, and the lines "
+                        "wait in memory until it can: make room"
+                    )
+                return
+            del self._pending[:LINES_AT_ONCE]
+        if late:
+            self._warn(f"{self.path}: can be written again; the {late} lines that waited are in it")
+
+    def unwritten(self) -> int:
+        """Lines that could not be written."""
+        return len(self._pending)
 
     def ended(self) -> bool:
         """Whether the last line is a whole "end" event."""
@@ -47,6 +75,19 @@ class MetricsFile:
             if event.get("event") != "end":  # the run goes on
                 kept.append(line)
         write_durably(self.path, b"".join(kept))
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append all of it or nothing."""
+    with path.open("ab", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        try:
+            done = 0
+            while done < len(data):
+                done += stream.write(data[done:])
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 def _finite(value: Any) -> Any:

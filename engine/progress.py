@@ -28,6 +28,8 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     """steps left out because a float16 gradient overflowed, since training began"""
+    nonfinite: int = 0
+    """steps left out because a loss or gradient was not a finite number (--on-nonfinite skip), since training began"""
 
     def start_epoch(self) -> None:
         """One epoch more is done; the sums begin again."""
@@ -44,12 +46,15 @@ class Hooks:
     """takes the events of metrics.jsonl, on rank 0"""
     validate: Callable[[Sequence[int]], dict[str, Any] | None] = lambda shares: None
     """measures the model after an epoch, on all ranks together; takes the shares"""
-    save: Callable[[dict[str, Any] | None], None] = lambda figures: None
-    """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch"""
+    save: Callable[[dict[str, Any] | None], bool | None] = lambda figures: None
+    """writes a checkpoint, on all ranks together; takes the epoch's validation figures, None inside an epoch; returns
+    False where it could not be written"""
     timed: Callable[[int, int, float, float, float], None] = lambda bound, rows, compute, input, wait: None
     """takes what each step cost this rank, on every rank: padded length, local rows, seconds of compute, input, wait"""
     checkpoint_due: Callable[[int], bool] = lambda total_steps: False
     """asked on rank 0 after each step"""
+    stop_asked: Callable[[], int] = lambda: 0
+    """asked on every rank at each step: the number of the signal that asks the run to stop, 0 for none"""
     display: Display = field(default_factory=lambda: Display(active=False))
 
 
@@ -60,6 +65,7 @@ def shares_event(
     gain: float,
     bucket: int | None = None,
     first_step: int | None = None,
+    changed: bool = True,
 ) -> dict[str, Any]:
     """The "shares" event: rows of a full batch per rank.
 
@@ -67,6 +73,7 @@ def shares_event(
         step: steps done when it was decided.
         bucket: the padded length for which it holds; None for all.
         first_step: number of the first step that uses them; None for the next one.
+        changed: whether they differ from those before; what was kept is told as a mean over the buckets.
     """
     return {
         "event": "shares",
@@ -76,6 +83,7 @@ def shares_event(
         "reason": reason,
         "predicted_gain": gain,
         "first_step": step + 1 if first_step is None else first_step,
+        "changed": changed,
     }
 
 
@@ -108,6 +116,7 @@ def epoch_event(
         "rows": progress.rows,
         "rows_per_second": progress.rows / progress.seconds,
         "skipped_steps": progress.skipped,
+        "nonfinite_steps": progress.nonfinite,
         "shares": list(shares),
         "compute_seconds": compute,
         "input_seconds": read,

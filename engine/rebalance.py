@@ -113,12 +113,13 @@ class Rebalancer:
             self.table = schedule[-1]
         return fits
 
-    def start(self, points: Sequence[ProfilePoint], keep: bool) -> None:
+    def start(self, points: Sequence[ProfilePoint], keep: bool, total_steps: int = 0) -> None:
         """Begin with every rank's start-up profile. Collective.
 
         Args:
             points: this rank's; may be empty.
             keep: the present shares stay until training has timed something.
+            total_steps: steps done since training began.
         """
         if not self.active:
             return
@@ -126,10 +127,36 @@ class Rebalancer:
         decision = None
         if profiles is not None:
             self._balancer = Balancer(self._bounds, self._batches, self.table, self._caps, profiles)
-            decision = None if keep else self._balancer.decide(0, self._every, EPOCH_THRESHOLD)
+            decision = None if keep else self._balancer.decide(total_steps, self._every, EPOCH_THRESHOLD)
             if decision is not None:
-                self._record(decision, 0, 1, "start-up profile: ")
+                self._record(decision, total_steps, total_steps + 1, "start-up profile: ")
         self.table = self._session.comm.bcast(self.table if decision is None else decision.table, root=0)
+
+    def state(self) -> dict[str, Any] | None:
+        """The cost models as plain values, on rank 0; None where there are none."""
+        return self._balancer.state() if self._balancer is not None else None
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with the cost models of a checkpoint, in place of a start-up profile; after `resume`."""
+        if self.active and self._session.root:
+            self._balancer = Balancer(self._bounds, self._batches, self.table, self._caps)
+            self._balancer.load_state(state)
+
+    def follow(self, table: Table) -> None:
+        """Take over shares that were chosen elsewhere (mode "off")."""
+        self.table = table
+
+    def tell(self, schedule: Sequence[Table], done: int, reason: str) -> None:
+        """Record the shares of coming steps, bucket by bucket, on rank 0.
+
+        Args:
+            schedule: of step done + 1, done + 2, ...; the last entry stays in force.
+        """
+        before: Table | None = None
+        for number, table in enumerate(schedule):
+            if table != before and self._session.root:
+                self._record(Decision(table, True, reason, 0.0), done, done + 1 + number)
+            before = table
 
     def after_step(self, step: int, total_steps: int, left: int, clock: RankClock, most_rows: int) -> bool:
         """Do what is due inside an epoch; whether `table` has changed. The same on every rank.
@@ -223,8 +250,10 @@ class Rebalancer:
 
     def _record(self, decision: Decision, step: int, first_step: int, prefix: str = "") -> None:
         # What was kept is one event; what was changed is told for every bucket, where they differ.
-        same = len(set(decision.table)) == 1 or not decision.changed
-        for bucket, shares in enumerate([self._mean(decision.table)] if same else decision.table):
+        alike = len(set(decision.table)) == 1
+        same = alike or not decision.changed
+        mean = decision.table[0] if alike else self._mean(decision.table)
+        for bucket, shares in enumerate([mean] if same else decision.table):
             self._events.append(
                 shares_event(
                     step,
@@ -233,6 +262,7 @@ class Rebalancer:
                     decision.predicted_gain,
                     None if same else self._bounds[bucket],
                     first_step,
+                    decision.changed,
                 )
             )
 

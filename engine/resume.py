@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 from engine.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from engine.config import TrainConfig
@@ -12,9 +14,12 @@ from engine.session import Session
 
 
 def find_checkpoint(
-    config: TrainConfig, session: Session, folder: CheckpointFolder, dataset_digest: str, display: Display
+    config: TrainConfig, session: Session, folder: CheckpointFolder, facts: dict[str, Any], display: Display
 ) -> Checkpoint | None:
     """The checkpoint to go on from; rank 0 reads it for all, so that RUN need not be on a shared disk. Collective.
+
+    Args:
+        facts: of the dataset, its digest among them.
 
     Raises:
         UsageError: on every rank: --resume forbids it, none is usable, or it belongs to another run or dataset.
@@ -25,7 +30,7 @@ def find_checkpoint(
         try:
             found = _read(config, folder, display)
             if found is not None:
-                _check(config, *found, dataset_digest)
+                _check(config, *found, facts)
         except UsageError as error:
             problem = error
     session.together(problem)
@@ -59,10 +64,35 @@ def _read(config: TrainConfig, folder: CheckpointFolder, display: Display) -> tu
     return path, checkpoint
 
 
-def _check(config: TrainConfig, path: Path, checkpoint: Checkpoint, dataset_digest: str) -> None:
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "dataset": dict,
+    "progress": dict,
+    "schedule": list,
+    "clocks": list,
+    "ranks": list,
+    "micro_steps": list,
+    "balancer": (dict, NoneType),
+    "exchange": str,
+    "optimizer": dict,
+    "precision": dict,
+    "best": (dict, NoneType),
+}
+"""what the values of a checkpoint hold"""
+
+
+def _check(config: TrainConfig, path: Path, checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(checkpoint.values.get(name, ...), kind)]
+    if wrong:
+        raise CheckpointError(f"{path}: holds no usable {', '.join(wrong)}; name another checkpoint, or another --out")
     different = config.differences(checkpoint.values["config"])
-    if checkpoint.values["dataset_digest"] != dataset_digest:
-        different.append(f"--data {config.data} is another dataset than the checkpoint's")
+    then = checkpoint.values["dataset"]
+    if then.get("digest") != facts["digest"]:
+        # Where none of these differs, it is the rows themselves.
+        fields = [name for name in facts if name != "digest" and facts[name] != then.get(name)] or ["rows"]
+        different.append(
+            f"--data {config.data} is another dataset than the checkpoint's (it differs in {', '.join(fields)})"
+        )
     if different:
         raise CheckpointError(
             f"{path}: cannot go on from it: {'; '.join(different)}; give the same options, or another --out"

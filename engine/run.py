@@ -16,18 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import native
 from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
-from engine.errors import TrainingError, UsageError
+from engine.errors import CheckpointError, Preempted, TrainingError, UsageError
 from engine.input import ReviewSource
+from engine.journal import Journal, read_journal
 from engine.log import Display, MetricsFile
 from engine.losses import ReviewLoss, class_counts, classes_of
 from engine.model import ReviewModel
 from engine.plan import Plan
 from engine.precision import weight_type
-from engine.progress import Hooks, shares_event
+from engine.progress import Hooks
 from engine.resume import find_checkpoint
 from engine.session import Session
+from engine.signals import StopSignals
+from engine.stage import stage
 from engine.trainer import Trainer
 from engine.validation import measure
 from native.dataset import Dataset, open_dataset
@@ -57,19 +61,21 @@ class Run:
         self.config, self.session = config, session
         self.out = Path(config.out)
         self._folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
-        self._metrics = MetricsFile(self.out / "metrics.jsonl")
         self._display = Display(active=session.root)
+        self._metrics = MetricsFile(self.out / "metrics.jsonl", self._display.say)
         self._open_out()
         self.data, self._validation = self._open_data()
         self._vocabulary = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
-        session.agree({"dataset digest": self.data.digest, "versions": _versions(), **config.shared()})
-        checkpoint = find_checkpoint(config, session, self._folder, self.data.digest, self._display)
+        versions = {f"version of {name}": version for name, version in _versions().items()}
+        session.agree({"dataset digest": self.data.digest, **versions, **config.shared()})
+        checkpoint = find_checkpoint(config, session, self._folder, self._facts(), self._display)
         # Score and step of the best checkpoint so far.
         self._best: dict[str, Any] | None = checkpoint.values["best"] if checkpoint else None
         self._saved_at = time.monotonic()
-        self._trainer = self._build()
+        self._signals = StopSignals(session.heartbeat)
+        self._trainer = self._build(checkpoint)
         if checkpoint is not None:
-            self._trainer.load_state(checkpoint.part("model"), checkpoint.part("optimizer"), checkpoint.values)
+            self._load(checkpoint)
 
     def train(self) -> None:
         """Train to the end; in a finished run say so and do nothing."""
@@ -95,6 +101,9 @@ class Run:
         )
         try:
             self._trainer.fit(source, config.epochs)
+        except Preempted:
+            self._record_end("preempted")
+            raise
         except Exception as error:
             self._record_end("failed", error=" ".join(str(error).split()))
             raise
@@ -106,8 +115,10 @@ class Run:
 
     def _open_data(self) -> tuple[Dataset, Dataset]:
         problem: Exception | None = None
+        stage_dir = Path(self.config.stage_dir) if self.config.stage_dir else None
+        folder = stage(Path(self.config.data), stage_dir, self.session, self._display.say)
         try:
-            data, validation = open_dataset(self.config.data, "train"), open_dataset(self.config.data, "validation")
+            data, validation = open_dataset(folder, "train"), open_dataset(folder, "validation")
             data.vocabulary()
             if not len(data):
                 raise DatasetError(
@@ -118,8 +129,46 @@ class Run:
         self.session.together(problem)
         return data, validation
 
-    def _build(self) -> Trainer:
+    def _load(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._trainer.load_state(checkpoint.part("model"), checkpoint.part("optimizer"), checkpoint.values)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            # Its digest is right, so it was made so; all ranks hold the same values and come here together.
+            raise CheckpointError(
+                f"--resume {self.config.resume}: the checkpoint does not fit this model and optimizer "
+                f"({' '.join(str(error).split())}); name another one, or another --out"
+            ) from None
+
+    def _facts(self) -> dict[str, Any]:
+        """What of the dataset decides the course of training, for a checkpoint that is to go on with it."""
+        manifest = self.data.manifest
+        splits = {f"rows of {name}": split["bucket_rows"] for name, split in manifest["splits"].items()}
+        fields = ("text", "vocabulary", "bucket_bounds", "chunk_rows", "token_type")
+        return {"digest": self.data.digest, **splits, **{field: manifest[field] for field in fields}}
+
+    def _journal(self) -> Journal | None:
+        """What --shares-from names; rank 0 reads it for all. Collective."""
+        if not self.config.shares_from:
+            return None
+        found, problem = None, None
+        if self.session.root:
+            try:
+                bounds, path = self.data.bounds, Path(self.config.shares_from)
+                found = read_journal(path, bounds, self.config.batch_size, self.session.size)
+            except UsageError as error:
+                problem = error
+        self.session.together(problem)
+        journal: Journal | None = self.session.comm.bcast(found, root=0)
+        return journal
+
+    def _build(self, checkpoint: Checkpoint | None) -> Trainer:
         config, session, size = self.config, self.session, self.config.model
+        journal = self._journal()
+        exchange = config.exchange
+        if exchange == "auto" and journal is not None:
+            exchange = journal.exchange
+        elif exchange == "auto" and checkpoint is not None and len(checkpoint.values["ranks"]) == session.size:
+            exchange = checkpoint.values["exchange"]  # by a measurement then, and the bits hang on it
         torch.manual_seed(config.seed)
         weights = config.class_weight_values(class_counts(self.data.stars, size.classes))
         self.loss = ReviewLoss(size, weights)
@@ -139,17 +188,20 @@ class Run:
             shares=config.shares,
             rank_caps=config.rank_caps,
             micro_batch=config.micro_batch,
-            exchange=config.exchange,
+            exchange=exchange,
             compression=config.compression,
             clip_norm=config.clip_norm,
             warmup_steps=config.warmup_steps,
             precision=config.precision,
             log_every=config.log_every,
+            on_nonfinite=config.on_nonfinite,
+            journal=journal,
             hooks=Hooks(
                 record=self._record,
                 validate=self._validate,
                 save=self._save,
                 checkpoint_due=self._checkpoint_due,
+                stop_asked=lambda: self._signals.number,
                 display=self._display,
             ),
         )
@@ -178,10 +230,16 @@ class Run:
         if event["event"] == "epoch":
             self._display.say(_epoch_line(event))
             self._tell_starved(event)
+        elif event["event"] == "nonfinite":
+            rows = "; ".join(f"rank {rank}: rows {numbers}" for rank, numbers in event["rows"].items())
+            self._display.say(
+                f"warning: step {event['step']} was left out, its loss or gradient is not a finite number "
+                f"({rows or 'their sum over the ranks'}); {event['skipped']} such steps so far"
+            )
         elif event["event"] == "gain":
             predicted, achieved = event["predicted_gain"], event["achieved_gain"]
             self._display.say(f"step {event['step']}: that change has gained {achieved:.1%} ({predicted:.1%} expected)")
-        elif event["event"] == "shares" and self.session.size > 1 and not event["reason"].startswith("kept"):
+        elif event["event"] == "shares" and self.session.size > 1 and event["changed"]:
             where = "" if event["bucket"] is None else f" of length {event['bucket']}"
             self._display.say(f"step {event['step']}: shares{where} {event['shares']} ({event['reason']})")
 
@@ -214,7 +272,6 @@ class Run:
                 "time": time.time(),
             }
         )
-        self._record(shares_event(step, shares, "resumed" if step else "start", 0.0))
 
     def _record_end(self, status: str, **more: Any) -> None:
         if self.session.root:
@@ -227,6 +284,8 @@ class Run:
                     **more,
                 }
             )
+            if self._metrics.unwritten():
+                self._display.say(f"warning: {self._metrics.path}: {self._metrics.unwritten()} lines are lost")
 
     def _validate(self, shares: Sequence[int]) -> dict[str, Any] | None:
         if not len(self._validation):
@@ -245,11 +304,13 @@ class Run:
     def _checkpoint_due(self, total_steps: int) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
         return bool(
-            (every and total_steps % every == 0) or (minutes and time.monotonic() - self._saved_at >= minutes * 60)
+            self._signals.take_continued()
+            or (every and total_steps % every == 0)
+            or (minutes and time.monotonic() - self._saved_at >= minutes * 60)
         )
 
-    def _save(self, figures: dict[str, Any] | None) -> None:
-        """Write a checkpoint; after an epoch (figures not None) it may be the best one so far."""
+    def _save(self, figures: dict[str, Any] | None) -> bool:
+        """Write a checkpoint; after an epoch (figures not None) it may be the best so far. Whether it was written."""
         tensors, values = self._trainer.state()
         problem = self._write(tensors, values, figures) if self.session.root else None
         self._saved_at = time.monotonic()
@@ -258,6 +319,7 @@ class Run:
             raise TrainingError(f"{problem}; the trained model is lost, the checkpoint before it still loads")
         if problem:
             self._display.say(f"warning: {problem}; training goes on, the checkpoint before it still loads")
+        return not problem
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any], figures: dict[str, Any] | None) -> str | None:
         """Write a checkpoint; what went wrong, or None."""
@@ -273,7 +335,7 @@ class Run:
             "class_weights": self.loss.class_weights,
             "text": self.data.manifest["text"],
             "ids": self.data.ids,
-            "dataset_digest": self.data.digest,
+            "dataset": self._facts(),
             "best": best,
             "versions": _versions(),
         }
@@ -303,7 +365,7 @@ def _epoch_line(event: dict[str, Any]) -> str:
 
 def _versions() -> dict[str, str]:
     names = ("torch", "horovod", "mpi4py", "numpy", "h5py", "uneven-engine")
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "native modules": native.sources_digest()}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -5,11 +5,12 @@ Horovod and mpi4py are imported when a session starts, not before: evaluate and 
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,17 @@ import torch
 from torch import Tensor
 
 from engine.command import report_error
-from engine.environment import agree_on_waiting, arm_wait_hook, keep_memory, prepare_environment, usable_cores
-from engine.errors import TrainingError, UsageError
+from engine.environment import (
+    agree_on_waiting,
+    arm_wait_hook,
+    keep_memory,
+    mpi_libraries,
+    prepare_environment,
+    started_with_gloo,
+    usable_cores,
+)
+from engine.errors import Preempted, TrainingError, UsageError
+from engine.heartbeat import Heartbeat, connect
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,19 @@ class Session:
     """mpi4py communicator of the engine's own (a duplicate of COMM_WORLD)"""
     hvd: Any
     """horovod.torch"""
+    heartbeat: Heartbeat | None = None
+    """None where there is nobody to watch"""
 
     @property
     def root(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    @property
+    def place(self) -> list[Any]:
+        """Where this rank runs: host, device and threads; plain values."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return [socket.gethostname(), name, self.threads]
 
     def sum_array(self, values: np.ndarray) -> np.ndarray:
         """The sum over all ranks of a float64 array; for figures, not gradients."""
@@ -83,14 +101,16 @@ class Session:
             raise UsageError(where + str(errors[failed[0]])) from error
 
 
-def init(device: str = "auto", threads: int = 0) -> Session:
+def init(device: str = "auto", threads: int = 0, rank_timeout: float = 60.0) -> Session:
     """Start Horovod and MPI for this process, pick its device and set its threads.
 
-    From then on an exception that nobody catches on one rank ends all ranks: none is left waiting.
+    From then on an exception that nobody catches on one rank ends all ranks, and so does a rank that is killed, hangs
+    or is cut off (engine.heartbeat): none is left waiting.
 
     Args:
         device: "auto" (a GPU per local rank where there are GPUs), "cpu" or "cuda".
         threads: CPU threads of torch; 0 divides this host's usable cores by its ranks.
+        rank_timeout: seconds after which a rank that gives no sign of life is lost; 0 for no watching.
 
     Raises:
         UsageError: no GPU where one was asked for, Horovod without MPI, or two different MPIs.
@@ -113,6 +133,10 @@ def init(device: str = "auto", threads: int = 0) -> Session:
         problem = error
     session = Session(hvd.rank(), hvd.size(), local_rank, local_size, place, threads, comm, hvd)
     session.together(problem)
+    heartbeat = connect(comm, float(max(comm.allgather(rank_timeout))))
+    session = replace(session, heartbeat=heartbeat)
+    if heartbeat is not None:
+        atexit.register(heartbeat.close)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     else:
@@ -127,8 +151,23 @@ def init(device: str = "auto", threads: int = 0) -> Session:
     return session
 
 
+_GLOO = (
+    "Horovod was started with Gloo, without MPI, and the timings travel over MPI; start with horovodrun --mpi or mpirun"
+)
+
+
 def _start_mpi() -> tuple[Any, Any, bool]:
     obstacle = arm_wait_hook()
+    if started_with_gloo():
+        raise UsageError(_GLOO)
+    import mpi4py
+
+    # mpi4py starts MPI and so ends it too, when this process ends. Started by Horovod, it would be ended by Horovod's
+    # thread as soon as the first rank ends, under the hands of ranks that are not yet done with it.
+    mpi4py.rc.initialize = mpi4py.rc.finalize = True
+    mpi4py.rc.thread_level = "multiple"
+    from mpi4py import MPI
+
     try:
         import horovod.torch as hvd
     except ImportError as error:
@@ -137,19 +176,10 @@ def _start_mpi() -> tuple[Any, Any, bool]:
         ) from None
     hvd.init()
     if not hvd.mpi_enabled():
-        raise UsageError(
-            "Horovod was started with Gloo, without MPI, and the timings travel over MPI; "
-            "start with horovodrun --mpi or mpirun"
-        )
-    import mpi4py
-
-    mpi4py.rc.initialize = False  # Horovod has done it
-    mpi4py.rc.finalize = False
-    from mpi4py import MPI
-
-    if not MPI.Is_initialized() or hvd.size() != MPI.COMM_WORLD.size:
+        raise UsageError(_GLOO)
+    if hvd.size() != MPI.COMM_WORLD.size or len(mpi_libraries()) > 1:
         raise UsageError("Horovod and mpi4py use two different MPI libraries; python -m engine.doctor names both")
-    if hvd.size() > 1 and not hvd.mpi_threads_supported():
+    if hvd.size() > 1 and MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise UsageError(
             "this MPI was started without support for threads (MPI_THREAD_MULTIPLE), which Horovod and "
             "mpi4py need side by side; use an Open MPI 4 that has it"
@@ -181,14 +211,21 @@ def run_on_all_ranks(program: str, session: Session, work: Callable[[], None]) -
     """
     try:
         work()
-    except (UsageError, TrainingError) as error:
+    except (UsageError, TrainingError, Preempted) as error:
         return report_error(program, error)
     except BaseException as error:
         status = report_error(program, error)
-        if session.size > 1:
-            session.comm.Abort(status)
+        _abort(session, status)
         return status
     return 0
+
+
+def _abort(session: Session, status: int) -> None:
+    """End all ranks; this one has said why."""
+    if session.heartbeat is not None:
+        session.heartbeat.fail()
+    if session.size > 1:
+        session.comm.Abort(status)
 
 
 class _EndAllRanks:
@@ -202,4 +239,4 @@ class _EndAllRanks:
         if self._session.size > 1:
             where = f"rank {self._session.rank} on {socket.gethostname()}"
             print(f"engine: {where} failed with {kind.__name__}; all ranks end now", file=sys.stderr, flush=True)
-            self._session.comm.Abort(1)
+            _abort(self._session, 1)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,18 @@ HUBER = 3.0
 """standard errors from which on a timing counts less: one hiccup is nobody's speed"""
 LEAST_WEIGHT = 0.1
 """but what contradicts the model again and again is heard in the end"""
+
+_STATE = (
+    "_theta_RF",
+    "_shape_RF",
+    "_matrix_RFF",
+    "_vector_RF",
+    "_scatter_R",
+    "_freedom_R",
+    "steps_R",
+    "_profiled_R",
+)
+"""what a SpeedModel knows, beside the curves"""
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,19 @@ class SpeedModel:
         self._remember(weight_RB, seconds_RB, features_RBF)
         self._fit()
         return np.flatnonzero(changed_R).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to go on from."""
+        return {
+            **{name: getattr(self, name).tolist() for name in _STATE},
+            "curves": {str(rank): [xs.tolist(), ys.tolist()] for rank, (xs, ys) in self._curves.items()},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, for as many ranks."""
+        for name in _STATE:
+            setattr(self, name, np.array(state[name], dtype=float).reshape(getattr(self, name).shape))
+        self._curves = {int(rank): (np.array(xs), np.array(ys)) for rank, (xs, ys) in state["curves"].items()}
 
     def costs(self, bucket: int, batch_size: int) -> Costs:
         """Costs of all ranks in a bucket. One that was never timed is taken to be as fast as the slowest that was.

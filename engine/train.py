@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = parse_train_config(arguments)
-        session = init(config.device, config.threads)
+        session = init(config.device, config.threads, config.rank_timeout)
     except UsageError as error:
         return report_error(PROGRAM, error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
 from engine.compute import LocalWork
-from engine.errors import TrainingError
+from engine.errors import Preempted, TrainingError
 from engine.exchange import Control, GradientExchange
-from engine.input import LocalBatch, Prefetcher, Source, as_source
+from engine.input import READ_AHEAD, LocalBatch, Prefetcher, Source, as_source
+from engine.journal import Journal
+from engine.nonfinite import NonFinite
 from engine.plan import Plan
 from engine.precision import Precision
 from engine.profile import SMALLEST, best_micro_steps, profile
@@ -53,6 +56,8 @@ class Trainer:
         warmup_steps: steps over which the learning rate rises from 0.
         precision: "float64", "float32", "bfloat16" or "float16".
         log_every: steps between "step" events.
+        on_nonfinite: "stop", or "skip" steps whose loss or gradient is not a finite number.
+        journal: shares of an earlier run, to be used step for step; implies balance="off".
         hooks: what is called on the way.
     """
 
@@ -75,13 +80,16 @@ class Trainer:
         warmup_steps: int = 0,
         precision: str = "float32",
         log_every: int = 50,
+        on_nonfinite: str = "stop",
+        journal: Journal | None = None,
         hooks: Hooks | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.plan, self.session = model, loss, optimizer, plan, session
-        balance = balance or ("off" if shares else "auto")
+        balance = balance or ("off" if shares or journal else "auto")
         self.progress = Progress()
         self.hooks = hooks or Hooks()
         self._clip_norm, self._warmup_steps, self._log_every = clip_norm, warmup_steps, log_every
+        self._journal = journal
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         # First of all: an option that only one rank refuses must not leave the others waiting.
         session.agree(
@@ -100,6 +108,8 @@ class Trainer:
                 "--compression": compression,
                 "--clip-norm": clip_norm,
                 "--warmup-steps": warmup_steps,
+                "--on-nonfinite": on_nonfinite,
+                "--shares-from": journal,
             }
         )
         self.rebalancer = Rebalancer(
@@ -112,9 +122,12 @@ class Trainer:
         self._work = LocalWork(
             model, loss, self.precision, self._exchange, self._timer, (plan.seed, session.rank), micro_batch
         )
+        self._nonfinite = NonFinite(session, plan, self._work, self._exchange, on_nonfinite)
         self._clock = RankClock([shape.bound for shape in plan.layout])
         self._schedule: Sequence[Table] = [self.rebalancer.table]
-        self._started = self._shares_resumed = False
+        self._started = self._shares_resumed = self._profiled = False
+        if journal is not None:
+            self._work.micro_steps = journal.micro_steps[session.rank]
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -130,6 +143,7 @@ class Trainer:
 
         Raises:
             TrainingError: on every rank: a loss or gradient is not a finite number.
+            Preempted: on every rank, after a checkpoint: a signal asked one of them to stop.
         """
         self.session.agree({"epochs": epochs, "progress": self.progress.total_steps})
         source = as_source(data, self.plan, self.session.device)
@@ -153,12 +167,7 @@ class Trainer:
                     self.progress.epoch + 1, epochs, self.plan.steps_per_epoch, self.progress.step
                 )
                 while self.progress.step < self.plan.steps_per_epoch:
-                    due = self._step(batches)
-                    if self.progress.step < self.plan.steps_per_epoch:
-                        self._balance_step(batches)
-                        self._schedule = batches.schedule()
-                        if due:
-                            self.hooks.save(None)
+                    self._after_step(self._step(batches), batches)
                 self._end_epoch(batches, source)
         finally:
             if collecting:
@@ -168,21 +177,32 @@ class Trainer:
 
     def _start(self, source: Source) -> None:
         """Time batches of several sizes, once, where shares may change: prior knowledge for the first decisions."""
-        if self._started or not self.rebalancer.active:
+        if self._started:
             return
         self._started = True
-        points = profile(self._work, self.model, self.plan, source, self.session.device)
-        self._exchange.clear()
-        self._exchange.close()
-        if self._work.micro_batch == 0:
-            self._work.micro_steps = best_micro_steps(points)
-        self.rebalancer.start(points, keep=self._shares_resumed)
+        done = self.progress.total_steps
+        if self._journal is not None:
+            self._schedule = self._journal.schedule(done)
+            self.rebalancer.follow(self._schedule[0])
+        reason = f"from {self._journal.path}" if self._journal else "resumed" if done else "start"
+        self.rebalancer.tell(self._schedule[: READ_AHEAD + 1], done, reason)
+        if self.rebalancer.active and not self._profiled:
+            points = profile(self._work, self.model, self.plan, source, self.session.device)
+            self._exchange.clear()
+            self._exchange.close()
+            if self._work.micro_batch == 0:
+                self._work.micro_steps = best_micro_steps(points)
+            self.rebalancer.start(points, self._shares_resumed, done)
+            if not self._shares_resumed:
+                self._schedule = [self.rebalancer.table]
         self._record_events()
-        if not self._shares_resumed:
-            self._schedule = [self.rebalancer.table]
+        micro_steps = self.session.comm.gather(self._work.micro_steps, root=0)
+        if micro_steps is not None:
+            work = {"event": "work", "step": done, "micro_steps": micro_steps, "exchange": self._exchange.method}
+            self.hooks.record(work)
 
-    def _step(self, batches: Prefetcher) -> bool:
-        """One step; whether a checkpoint is due after it."""
+    def _step(self, batches: Prefetcher) -> Control:
+        """One step; what all ranks have said in it."""
         began = time.perf_counter()
         batch = batches.next()
         batch.hand_over()
@@ -192,20 +212,27 @@ class Trainer:
         loss, weight = self._work.run(batch, self.progress.total_steps)
         self._timer.stop()
         due = self.session.root and self.hooks.checkpoint_due(self.progress.total_steps + 1)
-        total = self._exchange.sum_over_ranks(loss, weight, Control(rows=batch.rows, checkpoint=float(due)))
+        asked = self.hooks.stop_asked()
+        own = Control(
+            rows=batch.rows,
+            checkpoint=float(due),
+            terminate=float(asked == signal.SIGTERM),
+            interrupt=float(asked == signal.SIGUSR1),
+        )
+        total = self._exchange.sum_over_ranks(loss, weight, own)
         compute = self._timer.seconds()
         waited = max(0.0, time.perf_counter() - in_hand - compute)
         assert int(total.rows) == batch.whole.rows, "the ranks' slices do not make the global batch"
-        applied = self._apply(total, batch)
+        applied = self._apply(total, batch, batches.table)
         if (self.progress.total_steps + 1) % _COLLECT_EVERY == 0:
             gc.collect()
         cost = batch.bound, batch.rows, compute, in_hand - began, waited
         self._clock.add(*cost)
         self.hooks.timed(*cost)
         self._count(total, time.perf_counter() - began, applied)
-        return total.checkpoint > 0
+        return total
 
-    def _apply(self, total: Control, batch: LocalBatch) -> bool:
+    def _apply(self, total: Control, batch: LocalBatch, table: Table) -> bool:
         """Make the summed gradient that of the weighted mean, clip it, and step; whether the step was made."""
         if total.outside:
             raise TrainingError(
@@ -219,9 +246,15 @@ class Trainer:
         norm = self._exchange.norm()
         finite = math.isfinite(norm) and not total.nonfinite
         if self.precision.overflowed(finite):
+            self.progress.skipped += 1
             return False
         if not finite:
-            self._stop_nonfinite(total)
+            event = self._nonfinite.meet(total, batch, table, self.progress.epoch, self.progress.total_steps)
+            self.progress.nonfinite += 1
+            if self.session.root:
+                self.hooks.record({**event, "skipped": self.progress.nonfinite})
+            return False
+        self._nonfinite.none()
         if self._clip_norm and norm > self._clip_norm:
             self._exchange.scale(self._clip_norm / norm)
         if self.progress.total_steps < self._warmup_steps:
@@ -233,17 +266,21 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * part
 
-    def _stop_nonfinite(self, total: Control) -> None:
-        what = "the gradient is"
-        if total.nonfinite:
-            where = (
-                f"rank {int(total.nonfinite_ranks) - 1}" if total.nonfinite == 1 else f"{int(total.nonfinite)} ranks"
+    def _after_step(self, total: Control, batches: Prefetcher) -> None:
+        """Balance, save where that is due, and stop where a rank was asked to."""
+        inside = self.progress.step < self.plan.steps_per_epoch
+        if inside:
+            self._balance_step(batches)
+        self._schedule = batches.schedule()[: READ_AHEAD + 1]
+        stop = signal.SIGTERM if total.terminate else signal.SIGUSR1 if total.interrupt else None
+        saved = self.hooks.save(None) if stop or (total.checkpoint and inside) else None
+        if stop:
+            what = "could not be saved" if saved is False else "is saved"
+            raise Preempted(
+                f"stopped by {stop.name} after step {self.progress.total_steps}, which {what}; the same command goes "
+                "on from the last checkpoint",
+                stop,
             )
-            what = f"the loss of {where} is"
-        raise TrainingError(
-            f"step {self.progress.total_steps + 1}: {what} not a finite number, so the step was not applied; the last "
-            "checkpoint is good: resume from it with a lower --learning-rate or --clip-norm"
-        )
 
     def _count(self, total: Control, seconds: float, applied: bool) -> None:
         progress = self.progress
@@ -254,8 +291,6 @@ class Trainer:
         if applied:
             progress.loss += total.loss
             progress.weight += total.weight
-        else:
-            progress.skipped += 1
         mean = total.loss / total.weight if total.weight else 0.0
         self.hooks.display.step(mean)
         if self.session.root and progress.total_steps % self._log_every == 0:
@@ -266,11 +301,22 @@ class Trainer:
     def _balance_step(self, batches: Prefetcher) -> None:
         """What balancing does after a step inside an epoch; it waits for nobody."""
         step, total = self.progress.step, self.progress.total_steps
+        if self._journal is not None:
+            self._follow_journal(self._journal, total)
+            return
         left = self.plan.steps_per_epoch - step
         if self.rebalancer.after_step(step, total, left, self._clock, self._work.most_rows):
             assert self.rebalancer.first_step == total + batches.ahead + 1, "new shares begin elsewhere on this rank"
             batches.set_shares(self.rebalancer.table)
         self._record_events()
+
+    def _follow_journal(self, journal: Journal, total: int) -> None:
+        """The batches that are read have the journal's shares already; tell of a change when it comes."""
+        table = journal.table(total + 1)
+        if table != self.rebalancer.table:
+            self.rebalancer.follow(table)
+            self.rebalancer.tell([table], total, f"from {journal.path}")
+            self._record_events()
 
     def _end_epoch(self, batches: Prefetcher, source: Source) -> None:
         """Validate, choose the next epoch's shares, record the epoch, save."""
@@ -284,10 +330,13 @@ class Trainer:
         if clocks is not None:
             self.hooks.record(epoch_event(self.progress, figures, shares, clocks))
         self._record_events()
-        batches.set_shares(self.rebalancer.table)
+        if self._journal is not None:
+            self._follow_journal(self._journal, self.progress.total_steps)
+        else:
+            batches.set_shares(self.rebalancer.table)
         self.progress.start_epoch()
         self._clock.start_epoch()
-        self._schedule = batches.schedule()
+        self._schedule = batches.schedule()[: READ_AHEAD + 1]
         self.hooks.save(figures or {})
 
     def _probe(self, source: Source) -> None:
@@ -327,7 +376,7 @@ class Trainer:
         self.session.broadcast(tensors)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that training goes on from: tensors and plain values. Collective (the ranks' timings)."""
+        """Everything that training goes on from: tensors and plain values, whole on rank 0. Collective."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         optimizer_tensors, optimizer_values = optimizer_state(self.optimizer)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
@@ -335,6 +384,10 @@ class Trainer:
             "progress": asdict(self.progress),
             "schedule": [[list(shares) for shares in table] for table in self._schedule],
             "clocks": self.session.comm.allgather(self._clock.totals()),
+            "ranks": self.session.comm.allgather(self.session.place),
+            "micro_steps": self.session.comm.allgather(self._work.micro_steps),
+            "balancer": self.rebalancer.state(),
+            "exchange": self._exchange.method,
             "optimizer": optimizer_values,
             "precision": self.precision.state(),
         }
@@ -342,7 +395,8 @@ class Trainer:
     def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned.
 
-        The shares are taken over where they fit: the same number of ranks, balancing on, within the caps.
+        The shares are taken over where they fit: the same number of ranks, balancing on, within the caps; micro-batches
+        and cost models where the ranks run on the same hosts and devices, in place of a new profile. Collective.
         """
         self.model.load_state_dict(model)
         load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
@@ -355,6 +409,12 @@ class Trainer:
             self._schedule = schedule
         if len(values["clocks"]) == self.session.size:
             self._clock.start_epoch(tuple(values["clocks"][self.session.rank]))
+        at_home = self.session.comm.allgather(self.session.place) == values["ranks"]
+        if self._shares_resumed and at_home and self.rebalancer.active and values["balancer"]:
+            self.rebalancer.load_state(values["balancer"])
+            self._profiled = True
+            if self._work.micro_batch == 0:
+                self._work.micro_steps = values["micro_steps"][self.session.rank]
 
 
 def _buckets(plan: Plan) -> tuple[list[int], list[int]]:

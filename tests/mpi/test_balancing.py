@@ -61,7 +61,7 @@ def test_a_rank_that_slows_down_threefold_in_mid_run_gets_less(session, dataset,
     ]
     assert changes
     first = changes[0]
-    assert set(first) == {"event", "step", "bucket", "shares", "reason", "predicted_gain", "first_step"}
+    assert set(first) == {"event", "step", "bucket", "shares", "reason", "predicted_gain", "first_step", "changed"}
     assert first["reason"].startswith(f"rank {slow} was the slowest; its share goes from ")
     assert first["bucket"] in (None, 8, 16)
     assert sum(first["shares"]) == BATCH

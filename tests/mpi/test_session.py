@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, SIZE, make_model, make_plan
+from helpers import OPTIMIZERS, SIZE, make_model, make_plan, only_several
 
 import engine
+import engine.run
+from engine.config import parse_train_config
 from engine.losses import ReviewLoss
+from tests.synthetic import write_dataset
 
 pytestmark = pytest.mark.mpi
 
@@ -72,3 +75,30 @@ def test_options_for_another_number_of_ranks_are_refused(session, dataset, optio
                 balance="off",
                 **options,
             )
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("version of native modules", "version"),
+        ("version of torch", "version"),
+        ("dataset digest", "data"),
+        ("--batch-size", "option"),
+    ],
+)
+def test_a_run_of_ranks_that_differ_ends_before_any_training(session, dataset, tmp_path, monkeypatch, field, change):
+    only_several(session)
+    odd = session.rank == session.size - 1
+    folder = dataset
+    if odd and change == "data":
+        folder = tmp_path / "other"
+        write_dataset(folder, seed=6)
+    if odd and change == "version":
+        versions = engine.run._versions() | {field.removeprefix("version of "): "another"}
+        monkeypatch.setattr("engine.run._versions", lambda: versions)
+    out = session.comm.bcast(str(tmp_path / "run"), root=0)
+    options = ["--data", str(folder), "--out", out, "--batch-size", "96" if odd and change == "option" else "48"]
+    with pytest.raises(engine.UsageError) as error:
+        engine.run.Run(parse_train_config(options), session)
+    assert f"the ranks disagree on {field}: rank 0 on " in str(error.value)
+    assert f"rank {session.size - 1} on " in str(error.value)
