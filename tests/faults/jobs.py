@@ -27,7 +27,7 @@ def mpirun() -> str:
     return str(beside) if beside.exists() else "mpirun"
 
 
-def command(ranks: int, *arguments: object) -> list[str]:
+def command(ranks: int, *arguments: object, program: tuple[object, ...] = ("-m", "engine.train")) -> list[str]:
     """The command line of a job on this many ranks."""
     return [
         mpirun(),
@@ -37,8 +37,7 @@ def command(ranks: int, *arguments: object) -> list[str]:
         "-n",
         str(ranks),
         sys.executable,
-        "-m",
-        "engine.train",
+        *map(str, program),
         "--threads",
         "1",
         "--device",
@@ -96,3 +95,33 @@ def events(out: Path) -> list[dict[str, Any]]:
     path = out / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def options(data: Path, out: Path) -> list[object]:
+    return [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--epochs",
+        8,
+        "--batch-size",
+        48,
+        "--balance",
+        "off",
+        "--log-every",
+        1,
+        "--checkpoint-every",
+        10,
+        "--hidden-size",
+        8,
+        "--embedding-size",
+        8,
+    ]

@@ -3,59 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import h5py
-import psutil
 import pytest
-from jobs import command, events, ranks_of, run, start, wait_until
+from jobs import alive, command, events, options, ranks_of, run, start, wait_until
 
 from tests.synthetic import write_dataset
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("faults") / "data"
-    write_dataset(folder)
-    return folder
-
-
-def options(data: Path, out: Path) -> list[object]:
-    return [
-        "--data",
-        data,
-        "--out",
-        out,
-        "--epochs",
-        8,
-        "--batch-size",
-        48,
-        "--balance",
-        "off",
-        "--log-every",
-        1,
-        "--checkpoint-every",
-        10,
-        "--hidden-size",
-        8,
-        "--embedding-size",
-        8,
-    ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run(*command(3, *options(data, out)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
@@ -133,6 +86,8 @@ def test_resume_auto_in_a_finished_run_says_so(data, undisturbed):
 
 
 def test_wrong_usage_is_one_line_a_job_and_status_2(data, undisturbed, tmp_path):
+    other = tmp_path / "other"
+    write_dataset(other, rows={"train": (701, 433), "validation": (90, 61), "test": (50, 33)})
     cases = {
         "--epochs must be at least 1": ["--epochs", 0],
         "names 3 ranks, this run has 2": ["--shares", "1,2,3"],
@@ -140,6 +95,8 @@ def test_wrong_usage_is_one_line_a_job_and_status_2(data, undisturbed, tmp_path)
         "no such checkpoint": ["--resume", tmp_path / "nowhere"],
         "--seed is 8, the checkpoint has 7": ["--seed", 8],
         "no dataset.json": ["--data", tmp_path],
+        "is another dataset than the checkpoint's (it differs in rows of train)": ["--data", other],
+        "not readable": ["--shares-from", tmp_path / "nowhere"],
     }
     for message, more in cases.items():
         done = run(*command(2, *options(data, undisturbed), *more))
