@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from mr.driver import QUARANTINE_FILE, preprocess
+from mr.driver import preprocess
 from mr.errors import RunError, UsageError
 from mr.options import parse_options
 from mr.progress import Progress
 from mr.report import report
-from native.format import DatasetError
+from native.format import QUARANTINE_FILE, DatasetError
 
 STAGES = 5
 

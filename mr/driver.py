@@ -27,11 +27,9 @@ from mr.pack import pack
 from mr.progress import Progress
 from mr.records import NUMBER, QUARANTINE, WORD, decode_words, merge_sorted, read_all, read_quarantine
 from mr.settings import Settings
-from native.format import COUNT_FIELDS
+from native.format import COUNT_FIELDS, QUARANTINE_FILE
 from native.text import FIRST_WORD_ID, SPLITS
 from native.writer import DatasetWriter
-
-QUARANTINE_FILE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
