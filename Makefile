@@ -26,7 +26,7 @@ help:
 	@echo '              (each alone: make unit, mpi, mpi-3, faults-short, cluster)'
 	@echo 'make faults   faults by the hundred, counted: an hour and a half'
 	@echo 'make lint     ruff;  make types  mypy'
-	@echo 'make bench    benchmarks, about 15 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
+	@echo 'make bench    benchmarks, about 45 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
 	@echo 'make engines, make docs: not in this version'
 	@echo 'make clean    remove what was built, data of benchmarks included; .venv and the cached Horovod stay'
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -289,7 +290,7 @@ def main() -> int:
         faults = {"kills": campaign.kill, "terms": campaign.term, "stops": campaign.stop}
         for name, fault in faults.items():
             results[name] = repeat(name, fault, getattr(arguments, name))
-        with two_hosts() as missing:
+        with two_hosts() if arguments.cuts else nullcontext("") as missing:
             results["cuts"] = repeat("cuts", campaign.cut, 0 if missing else arguments.cuts)
             if missing:
                 results["cuts"]["skipped"] = missing
