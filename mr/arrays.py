@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Iterator
 
-MAX_RECORD_BYTES = 64 << 20
-"""a longer element is taken for broken: it would otherwise fill the memory"""
+MAX_RECORD_BYTES = 16 << 20
+"""a longer record is taken for broken: hostile JSON takes up to 30 times its size in memory"""
 _REFILL_BYTES = 64 << 10
 _BLANK = re.compile(r"[ \t\n\r]*")
 _BETWEEN = re.compile(r"[ \t\n\r,]*")

@@ -9,12 +9,9 @@ from mrjob.protocol import BytesValueProtocol
 
 from mr.ingest import decode_record
 from mr.job import Pairs, ReviewJob
-from mr.records import QUARANTINE, REVIEW, encode_words, quarantine_key
-from mr.review import Malformed, parse_review
-from native.text import text_digest, tokenize
-
-START_CHARACTERS = 200
-"""of a malformed record that are quoted"""
+from mr.records import QUARANTINE, REVIEW, quarantine_key
+from mr.review import Malformed, parse_review, start_of
+from native.text import normalize, normalized_digest, to_ascii
 
 
 class CleanJob(ReviewJob):
@@ -35,23 +32,24 @@ class CleanJob(ReviewJob):
         """One record: a review under its digest, a malformed one, or a count."""
         file, line, record = decode_record(shard_line)
         try:
-            if record is None:
-                raise Malformed("longer than 64 MiB")
-            text, stars = parse_review(record) if record.strip() else ("", 0)
+            if isinstance(record, Malformed):
+                raise record
+            text, stars = parse_review(record, self.settings.fields) if record.strip() else ("", 0)
         except Malformed as error:
             self.numbers[f"file:{file}:malformed"] += 1
-            start = (record or b"")[: 4 * START_CHARACTERS].decode("utf-8", "replace")[:START_CHARACTERS]
+            self.numbers[f"reason:{error.kind}"] += 1
+            start = error.start if isinstance(record, Malformed) else start_of(record)
             yield quarantine_key(file, line), json.dumps({"reason": str(error), "start": start}).encode()
             return
         if stars is None:
             self.numbers[f"file:{file}:without_rating"] += 1
             return
-        words = tokenize(text)
-        if not words or (self.stop_words and self.stop_words.issuperset(words)):
+        text = normalize(text)
+        if not text or (self.stop_words and self.stop_words.issuperset(text.split(" "))):
             self.numbers[f"file:{file}:empty"] += 1
             return
-        value = b"%d,%d,%d,%s" % (file, line, stars, encode_words(words))
-        yield REVIEW + text_digest(words).hex().encode(), value
+        value = b"%d,%d,%d,%s" % (file, line, stars, to_ascii(text))
+        yield REVIEW + normalized_digest(text).hex().encode(), value
 
     def mapper_final(self) -> Pairs:
         """What the task counted."""

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
     print(report(manifest), end="")
     if manifest["counts"]["malformed"]:
-        print(f"malformed lines, with reasons: {options.out / QUARANTINE_FILE}")
+        print(f"malformed lines, each with its reason: {options.out / QUARANTINE_FILE}")
     print(f"dataset: {options.out}")
     return 0
 

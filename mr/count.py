@@ -6,12 +6,11 @@ What clean said of the other lines passes through, so that the driver reads this
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable
 
 from mr.job import Pairs, ReviewJob
 from mr.records import QUARANTINE, REVIEW, WORD, decode_words
-from native.text import split_of
+from native.text import WordCounter, split_of, to_ascii
 
 WORDS_HELD = 500_000
 """different words that a mapper holds before it hands its counts on"""
@@ -23,8 +22,7 @@ class CountJob(ReviewJob):
     def mapper_init(self) -> None:
         """Start the word counts."""
         super().mapper_init()
-        self.stop_words = frozenset(self.settings.text.stop_words)
-        self.words: Counter[bytes] = Counter()
+        self.words = WordCounter(map(to_ascii, self.settings.text.stop_words))
 
     def mapper(self, key: bytes, value: bytes) -> Pairs:
         """One distinct review, or a record that passes through."""
@@ -32,14 +30,12 @@ class CountJob(ReviewJob):
             yield key, value
             return
         split = split_of(bytes.fromhex(key[1:].decode()), self.settings.split)
-        words = value[2:].split(b" ")
         if split == "train":
-            self.words.update(words)
+            length = self.words.add(value[2:])
             if len(self.words) > WORDS_HELD:
                 yield from self._emit_words()
-        length = len(words)
-        if self.stop_words:
-            length = sum(word not in self.stop_words for word in decode_words(value[2:]))
+        else:
+            length = self.words.length(value[2:])
         self.numbers[f"length:{split}:{min(length, self.settings.text.max_length)}"] += 1
         self.numbers[f"stars:{split}:{value[:1].decode()}"] += 1
 
@@ -74,14 +70,12 @@ class CountJob(ReviewJob):
     def reducer_final(self) -> Pairs:
         """The task's most frequent words: no other can be among the most frequent of all."""
         for count, word in self.top:
-            yield WORD + word.encode("ascii", "backslashreplace"), b"%d" % count
+            yield WORD + to_ascii(word), b"%d" % count
         yield from self.emit_numbers()
 
     def _emit_words(self) -> Pairs:
-        stop_words = {word.encode("ascii", "backslashreplace") for word in self.stop_words}
         for word, count in self.words.items():
-            if word not in stop_words:
-                yield WORD + word, b"%d" % count
+            yield WORD + word, b"%d" % count
         self.words.clear()
 
 

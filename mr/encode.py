@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mr.job import Pairs, ReviewJob
-from mr.records import REVIEW, decode_words, encode_ids
+from mr.records import REVIEW, encode_ids
 from native.text import SPLITS, Encoder, split_of
 
 
@@ -23,17 +23,17 @@ class EncodeJob(ReviewJob):
         """Read the vocabulary."""
         super().mapper_init()
         words = Path(self.options.vocabulary).read_bytes().decode().split("\n")[:-1]
-        self.encoder = Encoder(words, self.settings.text)
+        self.encoder = Encoder(words, self.settings.text, self.settings.item_bytes)
 
     def mapper(self, key: bytes, value: bytes) -> Pairs:
         """One distinct review."""
         if not key.startswith(REVIEW):
             return
         digest = key[1:]
-        ids = self.encoder.encode_words(decode_words(value[2:]))
+        ids = self.encoder.encode_ascii(value[2:])
         split = SPLITS.index(split_of(bytes.fromhex(digest.decode()), self.settings.split))
-        bucket = bisect_left(self.settings.bounds, len(ids))
-        yield b"%d%02d%s" % (split, bucket, digest), value[:1] + encode_ids(ids, self.settings.item_bytes)
+        bucket = bisect_left(self.settings.bounds, len(ids) // self.settings.item_bytes)
+        yield b"%d%02d%s" % (split, bucket, digest), value[:1] + encode_ids(ids)
 
     def reducer(self, key: bytes, values: Iterable[bytes]) -> Pairs:
         """Pass on."""

@@ -8,16 +8,19 @@ import os
 import signal
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mrjob.job import MRJob
-from mrjob.local import LocalMRJobRunner
+from mrjob.local import LocalMRJobRunner, _pickle_safe
 from mrjob.protocol import BytesProtocol
 
 from mr.errors import RunError
+from mr.meter import metered
 from mr.records import NUMBER
 from mr.settings import Settings
 
@@ -67,6 +70,12 @@ class ReviewJob(MRJob):
         """Read the settings and start counting."""
         ReviewJob.mapper_init(self)
 
+    @property
+    def stdin(self) -> Any:
+        """The input of a task, counted for the driver where it watches."""
+        task = self.options.run_mapper or self.options.run_reducer
+        return metered(super().stdin, self.options.run_reducer) if task else super().stdin
+
     def emit_numbers(self) -> Pairs:
         """The task's numbers, as records."""
         for name, count in self.numbers.items():
@@ -85,6 +94,22 @@ class ForkingRunner(LocalMRJobRunner):
 
     def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
         return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type))
+
+    def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
+        """Run tasks in processes; the first error ends the others.
+
+        The original ends its multiprocessing.Pool in the middle of its work. That may wait for ever, when a process was
+        ended that held the lock under which the pool's own thread hands out tasks.
+        """
+        with ProcessPoolExecutor(self._opts["num_cores"], get_context("fork")) as pool:
+            try:
+                for task in as_completed([pool.submit(partial(_pickle_safe, func)) for func in funcs]):
+                    task.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():
+                    process.terminate()
+                raise
 
 
 def _run_task(

@@ -6,6 +6,7 @@ import argparse
 import glob
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NoReturn
 from mr.errors import UsageError
 from mr.ingest import EXTENSIONS
 from mr.job import RUNNERS
+from mr.review import Fields
 from mr.settings import Settings
 from mr.stopwords import ENGLISH
 from native.format import DatasetError, read_manifest, read_vocabulary
@@ -22,18 +24,22 @@ from native.text import SPLITS, TextSettings, tokenize
 DESCRIPTION = """\
 Turns raw reviews into a dataset for python -m engine.train.
 
-INPUT is one or more files .json, .jsonl, .json.gz or .jsonl.gz (or patterns of them) in any mixture of:
-  one JSON object a line, with reviewText and overall (2014, 2018) or text and rating (2023);
-  one JSON array of such objects, over any number of lines.
+INPUT is one or more files .json, .jsonl or .csv, each also with .gz (or patterns of them), in any mixture of:
+  one JSON object a line, with reviewText and overall (2014, 2018) or text and rating (2023); Python dicts as well;
+  one JSON array of such objects, over any number of lines;
+  CSV with a header, separated by commas; --columns names the columns where they are called otherwise.
 Equal texts count once, with the rating given most often. Every line read is accounted for in a table at the end and in
-DATA/dataset.json; lines that are no JSON objects land in DATA/quarantine.jsonl with file, line and reason."""
+DATA/dataset.json; malformed ones land in DATA/quarantine.jsonl with file, line and reason. Are there more of them than
+--max-malformed allows, nothing is made, and they stand in DATA.quarantine.jsonl beside it."""
 EPILOG = """\
 The dataset depends on the reviews and the options alone: not on the runner, the number of cores or the order of INPUT.
 Exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input. Temporary files lie in $TMPDIR where that
 is set, otherwise beside DATA, about five times as large as the uncompressed input, and are removed at the end."""
 LATER_RUNNERS = ("spark", "hadoop", "emr")
 DEFAULT_VOCAB_SIZE = 10_000
+DEFAULT_MAX_MALFORMED = 1.0
 DEFAULT_SPLIT = "train=80,validation=10,test=10"
+_NEXT_COLUMN = re.compile(r",(?=(?:text|rating)=)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,8 @@ class Options:
     settings: Settings
     vocabulary: tuple[str, ...] | None
     """of another dataset; None: it is counted"""
+    max_malformed: float
+    """percent of all lines; more stop the run"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +73,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if values.runner in LATER_RUNNERS:
         raise UsageError(f"-r {values.runner}: not available in this version yet; use -r local or -r inline")
     _whole("--cores", values.cores, 1, 4096)
+    if not 0 <= values.max_malformed <= 100:
+        raise UsageError(f"--max-malformed {values.max_malformed:g}: give percent from 0 to 100")
     text, vocabulary = _text_settings(values)
     split = parse_split(values.split)
     if vocabulary is None and not split["train"]:
@@ -77,8 +87,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
         out=_new_folder(values.out),
         runner=values.runner,
         cores=values.cores,
-        settings=Settings(text=text, split=split, vocab_size=values.vocab_size or DEFAULT_VOCAB_SIZE),
+        settings=Settings(
+            text=text,
+            split=split,
+            vocab_size=values.vocab_size or DEFAULT_VOCAB_SIZE,
+            fields=Fields() if values.columns is None else parse_columns(values.columns),
+        ),
         vocabulary=vocabulary,
+        max_malformed=values.max_malformed,
     )
 
 
@@ -140,7 +156,36 @@ def _parser() -> _Parser:
         help="words to leave out: none, an English list (its negations go too: 'not good' becomes 'good'), or a file "
         "with one word a line (default: none)",
     )
+    add(
+        "--columns",
+        metavar="text=NAME,rating=NAME",
+        help="columns of CSV files, or fields of JSON objects, with the text and the rating from 1 to 5; either alone "
+        "too (default: reviewText or text, overall or rating)",
+    )
+    add(
+        "--max-malformed",
+        metavar="PERCENT",
+        type=float,
+        default=DEFAULT_MAX_MALFORMED,
+        help=f"stop when more of all lines are malformed (default: {DEFAULT_MAX_MALFORMED:g})",
+    )
     return parser
+
+
+def parse_columns(text: str) -> Fields:
+    """Where text and rating stand; what is not named keeps its usual fields.
+
+    Raises:
+        UsageError: not of the form text=NAME,rating=NAME.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    # A comma in a name stays where no text= or rating= follows it.
+    for item in _NEXT_COLUMN.split(text):
+        part, _, name = item.partition("=")
+        if part not in ("text", "rating") or part in names or not name.strip():
+            raise UsageError(f"--columns {text}: {item!r} is not usable; give text=NAME,rating=NAME, or one of them")
+        names[part] = (name.strip(),)
+    return Fields(**names)
 
 
 def parse_split(text: str) -> dict[str, float]:

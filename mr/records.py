@@ -14,20 +14,14 @@ from __future__ import annotations
 import binascii
 import heapq
 import json
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 REVIEW, WORD, NUMBER, QUARANTINE = b"r", b"w", b"n", b"q"
 
 
-def encode_words(words: Sequence[str]) -> bytes:
-    """Words, separated by blanks, as ASCII."""
-    return " ".join(words).encode("ascii", "backslashreplace")
-
-
 def decode_words(value: bytes) -> list[str]:
-    """The reverse of encode_words."""
+    """The words of a text in ASCII (native.text.to_ascii)."""
     return value.decode("unicode_escape" if b"\\" in value else "ascii").split(" ")
 
 
@@ -43,20 +37,14 @@ def read_quarantine(key: bytes, value: bytes) -> tuple[int, int, str, str]:
     return int(file), int(line), record["reason"], record["start"]
 
 
-def encode_ids(ids: Sequence[int], item_bytes: int) -> bytes:
-    """Token ids as base64 of little-endian integers of 2 or 4 bytes."""
-    return binascii.b2a_base64(_little_endian(array("H" if item_bytes == 2 else "I", ids)), newline=False)
+def encode_ids(ids: bytes) -> bytes:
+    """Token ids, little-endian integers of 2 or 4 bytes, as base64."""
+    return binascii.b2a_base64(ids, newline=False)
 
 
 def decode_ids(value: bytes) -> bytes:
-    """The little-endian bytes that encode_ids wrote."""
+    """The reverse of encode_ids."""
     return binascii.a2b_base64(value)
-
-
-def _little_endian(values: array[int]) -> bytes:
-    if array("H", [1]).tobytes() != b"\x01\x00":
-        values.byteswap()
-    return values.tobytes()
 
 
 def parts(folder: Path) -> list[Path]:

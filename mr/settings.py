@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mr.review import Fields
 from native.text import TextSettings
 
 
@@ -18,6 +19,7 @@ class Settings:
     """percent of the texts per split"""
     vocab_size: int
     """words"""
+    fields: Fields = field(default_factory=Fields)
     bounds: tuple[int, ...] = ()
     """padded length per bucket, in tokens; known after the count job"""
     item_bytes: int = 2
@@ -25,7 +27,7 @@ class Settings:
 
     def write(self, path: Path) -> Path:
         """Write the settings to a new file; returns its path."""
-        value = {**self.__dict__, "text": self.text.to_json(), "bounds": list(self.bounds)}
+        value = {**self.__dict__, "text": self.text.to_json(), "fields": asdict(self.fields)}
         path.write_text(json.dumps(value))
         return path
 
@@ -33,4 +35,6 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         """The reverse of write."""
         value = json.loads(path.read_text())
-        return cls(**{**value, "text": TextSettings.from_json(value["text"]), "bounds": tuple(value["bounds"])})
+        value["text"] = TextSettings.from_json(value["text"])
+        value["fields"] = Fields(**{name: tuple(fields) for name, fields in value["fields"].items()})
+        return cls(**{**value, "bounds": tuple(value["bounds"])})

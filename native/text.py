@@ -1,102 +1,77 @@
 """The text pipeline: raw review text in, words, a digest, a split and token ids out.
 
-Preprocessing and prediction share it, so a text becomes the same ids in both. It is plain Python and depends on
-nothing but the standard library.
+Preprocessing and prediction share it, so a text becomes the same ids in both. Where native/tokenizer.pyx and
+native/vocabulary.pyx are not compiled, native/words.py does the same in plain Python; neither needs any package.
 
-    text --tokenize--> words --text_digest--> digest --split_of--> "train" | "validation" | "test"
-                         |--Encoder--> ids (0 pads, 1 is an unknown word, 2.. the vocabulary's lines)
+    raw text --normalize--> words and blanks --normalized_digest--> digest --split_of--> "train" | "validation" | "test"
+                               |--to_ascii--> as in mr's records --WordCounter--> counts
+                                                 |--Encoder--> ids (0 pads, 1 is an unknown word, 2.. are known ones)
 
 A word is a run of letters and digits of any script, with the apostrophes inside it ("don't", "rock'n'roll"); an emoji
 is a word too. Everything else separates words, so a space lost after a full stop ("expected.As") costs nothing, and no
-word is dropped: "not good" stays "not good". tokenize(" ".join(words)) == words: normalised text is a fixed point.
+word is dropped: "not good" stays "not good". Normalised text is a fixed point of normalize.
 """
 
 from __future__ import annotations
 
-import html
-import re
-import unicodedata
+import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from typing import Any
 
-MAX_WORD_LENGTH = 40
-"""characters; what is longer is a link, a typed-on key or a run without spaces, and is cut"""
+from native.words import FIRST_WORD_ID, UNKNOWN_ID, to_ascii
+
+try:
+    from native.tokenizer import normalize
+    from native.vocabulary import WordCounter, WordEncoder
+except ImportError as error:
+    from native.words import WordCounter, WordEncoder, normalize
+
+    warnings.warn(
+        f"texts are read by plain Python, several times slower, with the same result ({error}); make setup compiles it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+__all__ = [
+    "FIRST_WORD_ID",
+    "SPLITS",
+    "UNKNOWN_ID",
+    "Encoder",
+    "TextSettings",
+    "WordCounter",
+    "normalize",
+    "normalized_digest",
+    "split_of",
+    "text_digest",
+    "to_ascii",
+    "tokenize",
+]
+
 SPLITS = ("train", "validation", "test")
-UNKNOWN_ID = 1
-FIRST_WORD_ID = 2
-
-# A tag is a name alone or with attributes; "<not good>" and "I <3 it" are a customer's words, not markup.
-_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s+[A-Za-z-]+\s*=[^<>]*|\s*/?)>")
-# Only entities that end in a semicolon: html.unescape alone would turn "&not good" into "\u00ac good".
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-
-# ASCII text, nine reviews in ten, needs no regular expression: translate, mend the apostrophes, split.
-_ASCII_WORDS = "".join(
-    "'" if character in "'`" else character.lower() if character.isalnum() else " "
-    for character in map(chr, range(128))
-)
-_OUTER_APOSTROPHE = re.compile(r"'(?:(?<![a-z0-9]')|(?![a-z0-9]))")
-
-# Vowel signs and other marks that belong to a word but are no letters to Python, written as ranges so that the
-# result does not hang on the interpreter's Unicode tables.
-_MARKS = (
-    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u0610-\u061a\u064b-\u065f\u0670"
-    "\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
-    "\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b01-\u0b4d\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6"
-    "\u0d00-\u0d4d\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b4-\u17d3"
-)
-# Pictographs; skin tones (1F3FB..1F3FF) and variation selectors are left out, so that an emoji is one word.
-_EMOJI = "\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001f3fa\U0001f400-\U0001faff"
-# The underscore, which \w would take, is replaced before.
-_WORDS = re.compile(rf"[\w{_MARKS}]+(?:'[\w{_MARKS}]+)*|[{_EMOJI}]")
-_APOSTROPHES = "\u2019\u2018\u201b\u02bc\u2032\u00b4`\uff07"
 
 
 def tokenize(text: str) -> list[str]:
     """Split a raw review into lower-case words.
 
     HTML entities are resolved twice (&amp;quot; occurs in the wild), tags separate words, curly apostrophes become
-    straight ones, other texts than ASCII are composed (NFC). Words are 1 to MAX_WORD_LENGTH characters long; lone
-    surrogates, control characters and punctuation separate words.
+    straight ones, other texts than ASCII are composed (NFC). Words are 1 to native.words.MAX_WORD_LENGTH characters
+    long; lone surrogates, control characters and punctuation separate words.
     """
-    if "&" in text:
-        text = _ENTITY.sub(_character, text)
-        if "&" in text:
-            text = _ENTITY.sub(_character, text)
-    if "<" in text:
-        text = _TAG.sub(" ", text)
-    words = _ascii_words(text) if text.isascii() else _unicode_words(text)
-    if words and max(map(len, words)) > MAX_WORD_LENGTH:
-        words = [word[:MAX_WORD_LENGTH].rstrip("'") for word in words]
+    words: list[str] = normalize(text).split()
     return words
 
 
-def _character(entity: re.Match[str]) -> str:
-    return html.unescape(entity.group())
-
-
-def _ascii_words(text: str) -> list[str]:
-    text = text.translate(_ASCII_WORDS)
-    if "'" in text:
-        text = _OUTER_APOSTROPHE.sub(" ", text)
-    return text.split()
-
-
-def _unicode_words(text: str) -> list[str]:
-    for apostrophe in _APOSTROPHES:
-        text = text.replace(apostrophe, "'")
-    if text.isascii():
-        return _ascii_words(text)
-    text = unicodedata.normalize("NFC", text.replace("_", " ").lower())
-    return _WORDS.findall(text)
-
-
 def text_digest(words: Iterable[str]) -> bytes:
-    """16-byte digest of the normalised text: two reviews with equal digests have the same words."""
-    return blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """16-byte digest of a text with these words: two reviews with equal digests have the same words."""
+    return normalized_digest(" ".join(words))
+
+
+def normalized_digest(text: str) -> bytes:
+    """The same of a text that normalize returned."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def split_of(digest: bytes, fractions: Mapping[str, float]) -> str:
@@ -158,24 +133,31 @@ class TextSettings:
 
 
 class Encoder:
-    """Turns words into token ids.
+    """Turns texts into token ids.
 
     Args:
         words: the vocabulary, in the order of vocabulary.txt: words[i] has id i + 2.
         settings: stop words and length.
+        item_bytes: 2 or 4, of an id where ids are bytes.
+
+    Raises:
+        ValueError: the vocabulary has too many words for ids of this size.
     """
 
-    def __init__(self, words: Sequence[str], settings: TextSettings) -> None:
-        self.settings = settings
-        self._ids = {word: number for number, word in enumerate(words, FIRST_WORD_ID)}
-        self._stop_words = frozenset(settings.stop_words)
+    def __init__(self, words: Sequence[str], settings: TextSettings, item_bytes: int = 4) -> None:
+        if len(words) + FIRST_WORD_ID > 1 << 8 * item_bytes:
+            raise ValueError(f"{len(words)} words do not fit ids of {item_bytes} bytes")
+        self._item_bytes = item_bytes
+        self._encoder = WordEncoder(
+            list(map(to_ascii, words)), list(map(to_ascii, settings.stop_words)), settings.max_length, item_bytes
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of a raw text: at most max_length of them, none where the text has no words."""
-        return self.encode_words(tokenize(text))
+        ids = self.encode_ascii(to_ascii(normalize(text)))
+        return list(struct.unpack(f"<{len(ids) // self._item_bytes}{'H' if self._item_bytes == 2 else 'I'}", ids))
 
-    def encode_words(self, words: Iterable[str]) -> list[int]:
-        """Ids of words that tokenize returned."""
-        kept = (word for word in words if word not in self._stop_words) if self._stop_words else words
-        known = self._ids.get
-        return [known(word, UNKNOWN_ID) for word in islice(kept, self.settings.max_length)]
+    def encode_ascii(self, text: bytes) -> bytes:
+        """Ids of a text that went through normalize and to_ascii, as little-endian integers of item_bytes."""
+        ids: bytes = self._encoder.encode(text)
+        return ids

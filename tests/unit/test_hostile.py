@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ import xxhash
 
 import native
 from native import DatasetError
+from native.format import DIGEST_FIELDS, json_digest
+from native.index import read_index, write_index
 from tests.synthetic import forget_indexes, seal, write_dataset
 
 PART = "train/part-00000.h5"
@@ -86,6 +89,67 @@ def test_hostile_lz4_blocks_are_refused(folder, stored):
     seal(folder)
     with native.open_dataset(folder) as opened, pytest.raises(DatasetError, match="chunk 0: its LZ4 blocks"):
         opened.read_bucket(0, np.arange(10))
+
+
+def forge_index(folder: Path, **fields: object) -> None:
+    """Change an index, third chunk of the first bucket where there is one number a chunk, and make all digests fit."""
+    manifest = json.loads((folder / "dataset.json").read_text())
+    entry = next(part for part in manifest["parts"] if part["path"] == PART)
+    found = read_index(folder / PART, 2, 64, entry["index_digest"])
+    assert found is not None
+    first, second = found.buckets
+    for name, value in fields.items():
+        old = getattr(first, name)
+        if isinstance(old, np.ndarray):
+            changed = old.copy()
+            changed[2] = value
+            value = changed
+        first = dataclasses.replace(first, **{name: value})
+    entry["index_digest"] = write_index(folder / PART, [first, second])
+    manifest["digest"] = json_digest({field: manifest[field] for field in DIGEST_FIELDS})
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"offsets": 2**63 - 1}, "chunk 2 lies outside the file's"),
+        ({"offsets": 2**63 - 1, "sizes": 2**63 - 1}, "chunk 2 lies outside the file's"),
+        ({"offsets": -2}, "chunk 2 lies outside the file's"),
+        ({"sizes": 2**63 - 1}, "chunk 2 lies outside the file's"),
+        ({"sizes": 0}, "chunk 2 lies outside the file's"),
+        ({"sizes": -1}, "chunk 2 lies outside the file's"),
+        ({"filters": 4}, "chunk 2 has filters that there are not"),
+        ({"lengths_offset": 2**63 - 1}, "lengths lie outside"),
+        ({"stars_offset": -7}, "stars lie outside"),
+        ({"rows": 2**63 - 1}, "its size does not fit the rows"),
+        ({"rows": 690}, "holds 1123 rows, dataset.json says 1133"),
+    ],
+)
+def test_an_index_that_points_outside_the_file_is_refused(folder, fields, message):
+    forge_index(folder, **fields)
+    with pytest.raises(DatasetError, match=rf"part-00000\.(h5|index): .*{message}"):
+        native.open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("compress", "fields", "message"),
+    [
+        (True, {"sizes": 7000}, "stored size cannot be that of its rows"),
+        (True, {"sizes": 1}, "do not fit their checksum"),
+        (True, {"filters": 2}, "stored size cannot be that of its rows"),
+        (True, {"filters": 1}, "outside the vocabulary"),
+        (False, {"sizes": 1008}, "stored size cannot be that of its rows"),
+        (False, {"offsets": 3000}, "do not fit their checksum"),
+        (False, {"filters": 1}, "its LZ4 blocks do not decode"),
+        (False, {"lengths_offset": 1000}, "lengths and stars do not fit"),
+    ],
+)
+def test_an_index_that_points_at_other_bytes_gives_no_rows(tmp_path, compress, fields, message):
+    write_dataset(tmp_path / "data", compress=compress)
+    forge_index(tmp_path / "data", **fields)
+    with native.open_dataset(tmp_path / "data") as data, pytest.raises(DatasetError, match=message):
+        data.read_bucket(0, np.arange(128, 192))
 
 
 def replace(file: h5py.File, name: str, **options: object) -> None:

@@ -11,7 +11,7 @@ from mr import ingest as module
 from mr.arrays import ArrayReader
 from mr.errors import UsageError
 from mr.ingest import decode_record, encode_record, ingest, read_records
-from mr.review import Malformed, parse_review
+from mr.review import Fields, Malformed, parse_review
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -30,7 +30,7 @@ def elements(data, size=1 << 20):
 def records(tmp_path, data, name="x.json"):
     path = tmp_path / name
     path.write_bytes(data)
-    return [(line, record) for _, line, record in read_records(path)]
+    return [(line, record) for _, line, record in read_records(path, Fields())]
 
 
 @given(st.lists(JSON, max_size=6), st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40))
@@ -72,7 +72,7 @@ def test_a_broken_element_costs_only_itself(data, found, size):
 def test_deep_nesting_ends():
     assert len(elements(b"[" * 100_000)) == 1
     with pytest.raises(Malformed, match="deep"):
-        parse_review(b"[" * 100_000)
+        parse_review(b"[" * 100_000, Fields())
 
 
 def test_what_follows_an_array_is_read_as_lines(tmp_path):
@@ -98,18 +98,30 @@ def test_only_newlines_count(tmp_path, monkeypatch, data, found, block):
 def test_absurdly_long_lines_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_RECORD_BYTES", 100)
     monkeypatch.setattr(module, "BLOCK_BYTES", 16)
-    assert records(tmp_path, b"a\n" + b"x" * 500 + b"\nb\n" + b"y" * 500) == [
-        (1, b"a"),
-        (2, None),
-        (3, b"b"),
-        (4, None),
-    ]
+    found = records(tmp_path, b"a\n" + b"x" * 500 + b"\nb\n" + b"y" * 500)
+    assert [line for line, _ in found] == [1, 2, 3, 4]
+    assert (found[0][1], found[2][1]) == (b"a", b"b")
+    for (_, record), character in zip(found[1::2], "xy", strict=True):
+        assert isinstance(record, Malformed)
+        assert "longer than" in record.kind
+        assert record.start.startswith(character * 100)
 
 
-@given(st.binary(max_size=50).filter(lambda record: b"\n" not in record) | st.none(), st.integers(0, 9), st.integers(1))
+@given(st.binary(max_size=50).filter(lambda record: b"\n" not in record), st.integers(0, 9), st.integers(1))
 def test_shard_lines_round_trip_as_safe_text(record, file, line):
     encoded = encode_record(file, line, record)
     assert decode_record(encoded.removesuffix(b"\n")) == (file, line, record)
+    assert encoded.count(b"\n") == 1
+    assert b"\r" not in encoded
+    assert encoded.decode().encode() == encoded
+
+
+@given(st.text(max_size=9), st.text(max_size=9), st.text(max_size=9), st.integers(0, 9), st.integers(1))
+def test_so_do_reasons(kind, detail, start, file, line):
+    encoded = encode_record(file, line, Malformed(kind, detail, start))
+    *place, found = decode_record(encoded.removesuffix(b"\n"))
+    assert place == [file, line]
+    assert (found.kind, found.detail, found.start) == (kind, detail, start)
     assert encoded.count(b"\n") == 1
     assert b"\r" not in encoded
     assert encoded.decode().encode() == encoded
@@ -122,7 +134,9 @@ def test_shards(tmp_path):
     paths[2].write_bytes(b"")
     folder = tmp_path / "shards"
     folder.mkdir()
-    made = ingest(paths, folder, shard_bytes=10)
+    told = []
+    made = ingest(paths, folder, Fields(), lambda *progress: told.append(progress), shard_bytes=10)
+    assert told[-1] == (sum(path.stat().st_size for path in paths), 6, made.bytes)
     assert made.lines == [3, 3, 0]
     assert len(made.shards) > 1
     assert made.bytes == sum(path.stat().st_size for path in made.shards)
@@ -155,6 +169,7 @@ def test_unusable_files_are_named(tmp_path, name, data, told):
     (b'{"text": "a", "rating": " 3 "}', ("a", 3)),
     (b'{"text": "a", "reviewText": null, "overall": null, "rating": 2}', ("a", 2)),
     (b'{"text": "a \xff b", "rating": 2}', ("a \ufffd b", 2)),
+    (b'{"rating": ' + b"9" * 4000 + b"}", ("", None)),
     (b'{"overall": 5}', ("", 5)),
     (b'{"text": null, "rating": 5}', ("", 5)),
     *[(b'{"text": "a", "rating": %s}' % rating, ("a", None)) for rating in
@@ -163,21 +178,20 @@ def test_unusable_files_are_named(tmp_path, name, data, told):
     (b'{"text": "a"}', ("a", None)),
 ])  # fmt: skip
 def test_reviews(record, expected):
-    assert parse_review(record) == expected
+    assert parse_review(record, Fields()) == expected
 
 
 @pytest.mark.parametrize(("record", "reason"), [
-    (b"{'text': 'a', 'rating': 5}", "Python dict"),
     (b'{"text": "a", "rating": 5', "not JSON"),
     (b'{"text": "a", "rating": 5} x', "not JSON"),
     (b"[1]", "a list"),
     (b"5", "a number"),
     (b"null", "null"),
     (b'{"text": 5, "rating": 5}', "text is a number"),
-    (b'{"reviewText": ["a"], "rating": 5}', "reviewText is a list"),
+    (b'{"reviewText": ["a"], "rating": 5}', "text is a list.*reviewText"),
     (b'{"rating": ' + b"9" * 5000 + b"}", "digits"),
     (b'{"text": "a\tb"}', "not JSON"),
 ])  # fmt: skip
 def test_malformed_records_say_why(record, reason):
     with pytest.raises(Malformed, match=reason):
-        parse_review(record)
+        parse_review(record, Fields())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from native import text as pipeline
-from native.text import SPLITS, Encoder, TextSettings, split_of, text_digest, tokenize
+from native import words as twin
+from native.text import SPLITS, Encoder, TextSettings, split_of, text_digest, to_ascii, tokenize
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=200) | st.text(
     "aB'’`.<>/&;#x39 _é\u0301\u200d👍\ud83d", max_size=60
@@ -47,14 +47,14 @@ def test_tokenize(text, words):
 def test_words_are_clean_and_a_fixed_point(text):
     words = tokenize(text)
     for word in words:
-        assert 1 <= len(word) <= pipeline.MAX_WORD_LENGTH
+        assert 1 <= len(word) <= twin.MAX_WORD_LENGTH
         assert not re.search(r"[\s\\_,&<>]|^'|'$|[\ud800-\udfff]", word)
     assert tokenize(" ".join(words)) == words
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=200))
 def test_the_ascii_path_is_the_general_one(text):
-    assert pipeline._ascii_words(text) == pipeline._WORDS.findall(text.lower().replace("_", " ").replace("`", "'"))
+    assert twin._ascii_words(text) == twin._WORDS.findall(text.lower().replace("_", " ").replace("`", "'"))
 
 
 def test_digest_tells_texts_apart_and_survives_surrogates():
@@ -92,5 +92,21 @@ def test_settings_round_trip_and_refuse_nonsense():
 def test_encoder_numbers_words_from_two_and_truncates_after_stop_words():
     encoder = Encoder(["good", "not"], TextSettings(max_length=3, stop_words=("the",)))
     assert encoder.encode("The thing is not good") == [1, 1, 3]
-    assert encoder.encode_words(["the", "the", "not", "good"]) == [3, 2]
+    assert encoder.encode("the the not good") == [3, 2]
     assert encoder.encode("") == []
+
+
+def test_encoded_bytes_are_little_endian_and_ids_must_fit():
+    words = [f"w{number}" for number in range((1 << 16) - 2)]
+    assert Encoder(words, TextSettings(), item_bytes=2).encode_ascii(b"w0 w65533 new") == b"\2\0\xff\xff\1\0"
+    assert Encoder([*words, "more"], TextSettings()).encode_ascii(b"w0 more") == b"\2\0\0\0\0\0\1\0"
+    assert Encoder([*words, "more"], TextSettings()).encode("w0 More!") == [2, 1 << 16]
+    with pytest.raises(ValueError, match="65535 words"):
+        Encoder([*words, "more"], TextSettings(), item_bytes=2)
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_ascii_form_is_ascii_reversible_and_one_to_one(text, other):
+    assert to_ascii(text).isascii()
+    assert to_ascii(text).decode("unicode_escape") == text
+    assert (to_ascii(text) == to_ascii(other)) == (text == other)

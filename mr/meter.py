@@ -1,0 +1,93 @@
+"""How much of their input the tasks of a job have read: counted in memory that this process shares with its forks.
+
+Only for runners whose tasks run in this process or its forks (inline and local); on others nothing is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, BinaryIO
+
+from mr.progress import Stage
+
+MAPPING = 0.6
+"""part of a job's time that its mappers take, about: on 124,395 real reviews 0.5 to 0.6"""
+_ADD_BYTES = 1 << 18
+_LOOK_SECONDS = 0.2
+_LINES, _MAPPED, _REDUCED, _TO_REDUCE = range(4)
+# Tasks are forks, so that they find it here; None while no job is watched.
+_counts: Any = None
+
+
+@contextmanager
+def watched(stage: Stage, total: int) -> Iterator[None]:
+    """Tell the stage, from a thread, how far the job is that runs inside.
+
+    Args:
+        stage: of the job.
+        total: bytes of the job's input.
+    """
+    global _counts
+    _counts = get_context("fork").Array("q", 4)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            _tell(stage, total)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _tell(stage, total)
+        _counts = None
+
+
+def metered(stream: BinaryIO, reduces: bool) -> BinaryIO | Iterator[bytes]:
+    """The stream itself where nothing is watched; otherwise its lines, counted as they are read.
+
+    Args:
+        stream: a file, the input of a task.
+        reduces: whether it is a reducer.
+    """
+    if _counts is None:
+        return stream
+    if reduces:
+        _add(_TO_REDUCE, os.fstat(stream.fileno()).st_size)
+    return _counted(stream, reduces)
+
+
+def _counted(stream: BinaryIO, reduces: bool) -> Iterator[bytes]:
+    lines = size = 0
+    for line in stream:
+        lines, size = lines + 1, size + len(line)
+        if size > _ADD_BYTES:
+            _note(lines, size, reduces)
+            lines = size = 0
+        yield line
+    _note(lines, size, reduces)
+
+
+def _note(lines: int, size: int, reduces: bool) -> None:
+    if not reduces:
+        _add(_LINES, lines)
+    _add(_REDUCED if reduces else _MAPPED, size)
+
+
+def _add(what: int, count: int) -> None:
+    with _counts.get_lock():
+        _counts[what] += count
+
+
+def _tell(stage: Stage, total: int) -> None:
+    # Without the lock: a task that was ended may have taken it along.
+    lines, mapped, reduced, to_reduce = _counts.get_obj()
+    reducing = reduced / to_reduce if to_reduce else 0.0
+    stage.tell(MAPPING * mapped / max(total, 1) + (1 - MAPPING) * reducing, lines, mapped)
