@@ -126,7 +126,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: there is no such checkpoint; name a file in RUN/checkpoints, such as best"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a usable checkpoint ({error}); name another one") from None
+        reason = " ".join(str(error).split())  # safetensors' messages may hold line ends
+        raise CheckpointError(f"{path}: not a usable checkpoint ({reason}); name another one") from None
     if checkpoint.values.get("format") != FORMAT or checkpoint.values.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {checkpoint.values.get('version')}, this program reads {VERSION}")
     if not whole:
