@@ -63,8 +63,14 @@ def read_journal(path: Path, bounds: Sequence[int], batch_size: int, ranks: int)
         try:
             if kind == "shares" and event["changed"]:
                 _add(changes, event, bounds, batch_size, ranks)
-            elif kind == "work" and not work:
-                work = {"micro_steps": tuple(map(int, event["micro_steps"])), "exchange": str(event["exchange"])}
+            elif kind == "work":
+                now = {"micro_steps": tuple(map(int, event["micro_steps"])), "exchange": str(event["exchange"])}
+                if work and now != work:
+                    raise ValueError(
+                        "the run cut its rows or sent its gradients otherwise from here on, so that it cannot be "
+                        "repeated bit for bit"
+                    )
+                work = now
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"--shares-from {path}: line {number}: {error}; name the metrics.jsonl of a run") from None
     if not changes or not work:

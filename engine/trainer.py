@@ -126,6 +126,7 @@ class Trainer:
         self._clock = RankClock([shape.bound for shape in plan.layout])
         self._schedule: Sequence[Table] = [self.rebalancer.table]
         self._started = self._shares_resumed = self._profiled = False
+        self._told_micro_steps: list[int] | None = None
         if journal is not None:
             self._work.micro_steps = journal.micro_steps[session.rank]
 
@@ -196,10 +197,15 @@ class Trainer:
             if not self._shares_resumed:
                 self._schedule = [self.rebalancer.table]
         self._record_events()
+        self._record_work()
+
+    def _record_work(self) -> None:
+        """Tell how ranks cut their rows and gradients travel, where that has changed. Collective."""
         micro_steps = self.session.comm.gather(self._work.micro_steps, root=0)
-        if micro_steps is not None:
-            work = {"event": "work", "step": done, "micro_steps": micro_steps, "exchange": self._exchange.method}
-            self.hooks.record(work)
+        if micro_steps is not None and micro_steps != self._told_micro_steps:
+            self._told_micro_steps = micro_steps
+            step, method = self.progress.total_steps, self._exchange.method
+            self.hooks.record({"event": "work", "step": step, "micro_steps": micro_steps, "exchange": method})
 
     def _step(self, batches: Prefetcher) -> Control:
         """One step; what all ranks have said in it."""
@@ -330,6 +336,7 @@ class Trainer:
         if clocks is not None:
             self.hooks.record(epoch_event(self.progress, figures, shares, clocks))
         self._record_events()
+        self._record_work()
         if self._journal is not None:
             self._follow_journal(self._journal, self.progress.total_steps)
         else:

@@ -20,18 +20,6 @@ PART = "train/part-00000.h5"
 INDEX = "train/part-00000.index"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("damage") / "data"
-    write_dataset(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "data"))
-
-
 @pytest.fixture
 def no_libhdf5(monkeypatch) -> None:
     """Opening anything with libhdf5 fails the test."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import h5py
@@ -20,18 +19,6 @@ from native.index import read_index, write_index
 from tests.synthetic import forget_indexes, seal, write_dataset
 
 PART = "train/part-00000.h5"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("hostile") / "data"
-    write_dataset(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "data"))
 
 
 def sign_checksums(group: h5py.Group) -> None:

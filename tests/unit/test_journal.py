@@ -75,6 +75,8 @@ def test_a_change_that_a_resumed_run_never_made_is_not_made(tmp_path):
         ([shares_event(0, (5, 5), "start", 0.0, 64)], r"a length 64, this dataset has the lengths \[16, 32\]"),
         ([{"event": "shares", "changed": True}], "line 1: 'shares'"),
         ([{"event": "work", "micro_steps": 3}], "line 1"),
+        ([WORK, {**WORK, "micro_steps": [32, 0]}], "line 2: the run cut its rows .* otherwise from here on"),
+        ([WORK, {**WORK, "exchange": "rows"}], "line 2: the run cut its rows or sent its gradients otherwise"),
     ],
 )
 def test_what_cannot_be_followed_is_told(tmp_path, events, message):

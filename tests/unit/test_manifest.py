@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,6 @@ import pytest
 import native
 from native import DatasetError
 from native.format import DIGEST_FIELDS, json_digest, read_manifest, read_vocabulary
-from tests.synthetic import write_dataset
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("manifest") / "data"
-    write_dataset(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "data"))
 
 
 def refused(folder: Path, message: str) -> None:
