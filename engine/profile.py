@@ -21,6 +21,8 @@ SECONDS = 1.5
 """for the profile of one length; the last batch may go beyond"""
 SMALLEST = 8
 MOST_ROWS = 1024
+AGAIN = 1.25
+"""a size that takes so much longer per row than a smaller one is timed again before that is believed"""
 NEARLY = 1.03
 """the largest micro-batch within this of the best time per row is taken: larger ones have less overhead around them"""
 
@@ -88,16 +90,24 @@ def _profile_bucket(
         inputs, target = source(bucket, rows[:size])
         batch = LocalBatch(whole, bound, size, inputs, target)
         try:
-            seconds = [_seconds(work, batch, device) for _ in range(3)]
+            seconds = _mean_seconds(work, batch, device)
+            if points and seconds / size > AGAIN * min(point.seconds / point.rows for point in points):
+                seconds = min(seconds, _mean_seconds(work, batch, device))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             break  # the sizes so far are what fits
-        points.append(ProfilePoint(bound, size, sum(seconds[1:]) / 2))
+        points.append(ProfilePoint(bound, size, seconds))
         # The next size takes about twice as long.
         if time.perf_counter() - began + 6 * points[-1].seconds > SECONDS:
             break
     return points
+
+
+def _mean_seconds(work: LocalWork, batch: LocalBatch, device: torch.device) -> float:
+    """Of two passes, after one to warm up."""
+    seconds = [_seconds(work, batch, device) for _ in range(3)]
+    return sum(seconds[1:]) / 2
 
 
 def _seconds(work: LocalWork, batch: LocalBatch, device: torch.device) -> float:
