@@ -22,6 +22,7 @@ class CleanJob(ReviewJob):
     """
 
     INPUT_PROTOCOL = BytesValueProtocol
+    STAYS_REMOTE = True
 
     def mapper_init(self) -> None:
         """Prepare the stop words: a review of nothing else is empty."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from mr.errors import RunError
 from mr.records import NUMBER, WORD, decode_words, read_all
+from mr.stores import Input
 from native.format import COUNT_FIELDS
 from native.text import SPLITS
 
@@ -32,7 +33,7 @@ class Counted:
     different_words: int
 
 
-def read_counts(folder: Path, inputs: Sequence[Path], lines: Sequence[int], vocab_size: int) -> Counted:
+def read_counts(folder: Path, inputs: Sequence[Input], lines: Sequence[int], vocab_size: int) -> Counted:
     """Read the job's output.
 
     Args:
@@ -68,7 +69,7 @@ def read_counts(folder: Path, inputs: Sequence[Path], lines: Sequence[int], voca
     )
 
 
-def _file_counts(numbers: Counter[str], number: int, path: Path, lines: int) -> dict[str, Any]:
+def _file_counts(numbers: Counter[str], number: int, path: Input, lines: int) -> dict[str, Any]:
     found = {field: numbers[f"file:{number}:{field}"] for field in COUNT_FIELDS[1:]}
     if sum(found.values()) != lines:
         raise RunError(

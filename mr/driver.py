@@ -19,7 +19,7 @@ from mr.counted import Counted, read_counts
 from mr.encode import EncodeJob
 from mr.errors import UsageError
 from mr.ingest import Ingested, ingest
-from mr.job import ReviewJob, run_job
+from mr.job import ReviewJob, clear_cluster, run_job
 from mr.meter import watched
 from mr.options import Options
 from mr.pack import pack
@@ -42,7 +42,7 @@ def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
         UsageError: the input cannot be used, or nothing of it remains.
         RunError: a failure during the run.
     """
-    with _work_folder(options.out) as work:
+    with _work_folder(options.out) as work, _cluster_cleared(options, work):
         shards = _ingest(options, work, progress)
         settings, settings_file = options.settings, options.settings.write(work / "settings.json")
         run = _Jobs(options, work, progress)
@@ -80,6 +80,15 @@ def _work_folder(out: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _cluster_cleared(options: Options, work: Path) -> Iterator[None]:
+    """Removes at the end what jobs left on the cluster for each other."""
+    try:
+        yield
+    finally:
+        clear_cluster(work, runner=options.runner, conf=options.conf)
 
 
 def _ingest(options: Options, work: Path, progress: Progress) -> Ingested:
@@ -122,6 +131,9 @@ class _Jobs:
                 cores=self.options.cores,
                 scratch=scratch,
                 files=files,
+                conf=self.options.conf,
+                spark_master=self.options.spark_master,
+                note=stage.note,
             )
         shutil.rmtree(scratch, ignore_errors=True)
 

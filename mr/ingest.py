@@ -22,6 +22,7 @@ from typing import BinaryIO
 from mr.arrays import MAX_RECORD_BYTES, ArrayReader
 from mr.errors import UsageError
 from mr.review import Fields, Malformed, start_of
+from mr.stores import Input
 from mr.tables import Line, read_table
 
 _TABLES = (".csv", ".csv.gz")
@@ -46,7 +47,7 @@ class Ingested:
 
 
 def ingest(
-    files: Sequence[Path],
+    files: Sequence[Input],
     folder: Path,
     fields: Fields,
     progress: Callable[[int, int, int], None] = lambda done, lines, size: None,
@@ -83,7 +84,7 @@ def ingest(
 
 
 def read_records(
-    path: Path, fields: Fields, tell: Callable[[int], None] = lambda position: None
+    path: Input, fields: Fields, tell: Callable[[int], None] = lambda position: None
 ) -> Iterator[tuple[int, int, bytes | Malformed]]:
     """Yield (records so far, line number, record) of one file; a reason for what is no record at all.
 
@@ -147,7 +148,7 @@ def _is_utf8(record: bytes) -> bool:
     return True
 
 
-def _blocks(path: Path, tell: Callable[[int], None]) -> Iterator[bytes]:
+def _blocks(path: Input, tell: Callable[[int], None]) -> Iterator[bytes]:
     compressed = path.name.lower().endswith(".gz")
     with path.open("rb") as file, gzip.open(file) if compressed else nullcontext(file) as stream:
         block = stream.read(BLOCK_BYTES)
@@ -161,7 +162,7 @@ def _blocks(path: Path, tell: Callable[[int], None]) -> Iterator[bytes]:
             yield block
 
 
-def _is_table(path: Path) -> bool:
+def _is_table(path: Input) -> bool:
     return path.name.lower().endswith(_TABLES)
 
 
@@ -171,7 +172,7 @@ def _is_binary(block: bytes) -> bool:
     return odd > _MAX_ODD_SHARE * len(text)
 
 
-def _records(path: Path, blocks: Iterator[bytes], fields: Fields) -> Iterator[Line]:
+def _records(path: Input, blocks: Iterator[bytes], fields: Fields) -> Iterator[Line]:
     if _is_table(path):
         yield from read_table(path, _lines(blocks, 1), fields)
         return

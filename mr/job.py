@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from importlib import import_module
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from mrjob.job import MRJob
 from mrjob.local import LocalMRJobRunner, _pickle_safe
@@ -25,7 +26,8 @@ from mr.records import NUMBER
 from mr.settings import Settings
 
 Pairs = Iterator[tuple[bytes, bytes]]
-RUNNERS = ("inline", "local")
+RUNNERS_HERE = ("inline", "local")
+RUNNERS = (*RUNNERS_HERE, "spark", "hadoop", "emr")
 
 
 _pool_may_fork = False
@@ -55,6 +57,10 @@ class ReviewJob(MRJob):
     INPUT_PROTOCOL = BytesProtocol
     INTERNAL_PROTOCOL = BytesProtocol
     OUTPUT_PROTOCOL = BytesProtocol
+    STAYS_REMOTE: ClassVar[bool] = False
+    """whether other jobs alone read the output: a cluster keeps it then"""
+    SORTED: ClassVar[bool] = True
+    """whether each part of the output is read as a sorted one; Spark does not sort"""
 
     def configure_args(self) -> None:
         """Add --settings, a file that goes to every task."""
@@ -82,7 +88,9 @@ class ReviewJob(MRJob):
             yield NUMBER + name.encode(), b"%d" % count
 
     def _runner_class(self) -> Any:
-        return ForkingRunner if self.options.runner == "local" else super()._runner_class()
+        if self.options.runner in RUNNERS_HERE:
+            return ForkingRunner if self.options.runner == "local" else super()._runner_class()
+        return import_module("mr.runners").CLASSES[self.options.runner]
 
 
 class ForkingRunner(LocalMRJobRunner):
@@ -91,6 +99,11 @@ class ForkingRunner(LocalMRJobRunner):
     The original starts an interpreter for each task, which spends most of a small run on importing the same modules
     again; here the processes of its pool are forks of the driver and have them.
     """
+
+    @classmethod
+    def _default_opts(cls) -> Any:
+        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
+        return {**super()._default_opts(), "sort_bin": ["sort", "-S", "128M"]}
 
     def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
         return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type))
@@ -141,27 +154,74 @@ def run_job(
     cores: int,
     scratch: Path,
     files: dict[str, Path],
+    conf: Path | None = None,
+    spark_master: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Run a job to its end.
 
     Args:
         job_class: one of the jobs.
-        inputs: files.
-        output: a new folder for the parts of the output.
-        runner: inline or local.
-        cores: processes at a time; local only.
-        scratch: a folder for mrjob's own files.
+        inputs: files; what the output folder of a job before it holds.
+        output: a new folder for the parts of the output. On a cluster, of a job whose output STAYS_REMOTE, it holds one
+            file that tells where they are.
+        runner: one of RUNNERS.
+        cores: processes at a time, where the job runs on this machine.
+        scratch: an empty folder for mrjob's own files.
         files: option name and path of the files that the tasks need.
+        conf: an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others.
+        spark_master: None: as in mrjob.conf, or else local Spark.
+        note: called with a line on what was moved to and from a cluster.
 
     Raises:
         RunError: a task failed; the message ends with the task's last words.
+        UsageError: the runner is not installed here, or mrjob.conf is not usable.
     """
+    if runner in RUNNERS_HERE:
+        _run_here(job_class, inputs, output, runner, cores, scratch, files, conf)
+        return
+    import_module("mr.remote").run_remote(
+        job_class,
+        inputs,
+        output,
+        runner=runner,
+        cores=cores,
+        scratch=scratch,
+        files=files,
+        conf=conf,
+        spark_master=spark_master,
+        note=note,
+    )
+
+
+def clear_cluster(work: Path, *, runner: str, conf: Path | None = None) -> None:
+    """Remove what jobs left on a cluster for each other; what cannot be removed is told on standard error.
+
+    Args:
+        work: the folder with the jobs' output folders.
+        runner: see run_job.
+        conf: see run_job.
+    """
+    if runner not in RUNNERS_HERE:
+        import_module("mr.remote").discard(work, runner=runner, conf=conf)
+
+
+def _run_here(
+    job_class: type[ReviewJob],
+    inputs: Sequence[Path],
+    output: Path,
+    runner: str,
+    cores: int,
+    scratch: Path,
+    files: dict[str, Path],
+    conf: Path | None,
+) -> None:
     global _pool_may_fork
-    _silence_mrjob()
-    args = ["-r", runner, "--no-conf", "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
+    silence_mrjob()
+    args = ["-r", runner, "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
+    args += ["--no-conf"] if conf is None else ["--conf-path", str(conf)]
     if runner == "local":
-        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
-        args += ["--no-bootstrap-mrjob", "--num-cores", str(cores), "--sort-bin", "sort -S 128M"]
+        args += ["--no-bootstrap-mrjob", "--num-cores", str(cores)]
     for name, path in files.items():
         args += [f"--{name}", str(path)]
     job = job_class([*args, *(glob.escape(str(path)) for path in inputs)])
@@ -179,8 +239,8 @@ def run_job(
         logging.getLogger("mrjob").handlers.clear()
 
 
-def _silence_mrjob() -> None:
-    # Its warnings (no configuration, no Hadoop) mean nothing here, and failures are told by RunError.
+def silence_mrjob() -> None:
+    """Let mrjob say nothing: its warnings (no configuration, no Hadoop) mean nothing here, failures are RunErrors."""
     logger = logging.getLogger("mrjob")
     logger.handlers[:] = [logging.NullHandler()]
     logger.propagate = False

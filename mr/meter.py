@@ -89,5 +89,7 @@ def _add(what: int, count: int) -> None:
 def _tell(stage: Stage, total: int) -> None:
     # Without the lock: a task that was ended may have taken it along.
     lines, mapped, reduced, to_reduce = _counts.get_obj()
+    if not (mapped or to_reduce):
+        return  # not begun, or on a cluster, where nobody counts
     reducing = reduced / to_reduce if to_reduce else 0.0
     stage.tell(MAPPING * mapped / max(total, 1) + (1 - MAPPING) * reducing, lines, mapped)

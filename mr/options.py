@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import math
 import os
 import re
@@ -12,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from mr.configuration import read_configuration
 from mr.errors import UsageError
-from mr.ingest import EXTENSIONS
+from mr.inputs import find_inputs
 from mr.job import RUNNERS
 from mr.review import Fields
 from mr.settings import Settings
 from mr.stopwords import ENGLISH
+from mr.stores import Input
 from native.format import DatasetError, read_manifest, read_vocabulary
 from native.text import SPLITS, TextSettings, tokenize
 
@@ -28,6 +29,8 @@ INPUT is one or more files .json, .jsonl or .csv, each also with .gz (or pattern
   one JSON object a line, with reviewText and overall (2014, 2018) or text and rating (2023); Python dicts as well;
   one JSON array of such objects, over any number of lines;
   CSV with a header, separated by commas; --columns names the columns where they are called otherwise.
+Files and patterns may also be s3://... and hdfs://... URIs, which mrjob reaches (pip install 'uneven-engine[emr]', or a
+hadoop command).
 Equal texts count once, with the rating given most often. Every line read is accounted for in a table at the end and in
 DATA/dataset.json; malformed ones land in DATA/quarantine.jsonl with file, line and reason. Are there more of them than
 --max-malformed allows, nothing is made, and they stand in DATA.quarantine.jsonl beside it."""
@@ -35,7 +38,6 @@ EPILOG = """\
 The dataset depends on the reviews and the options alone: not on the runner, the number of cores or the order of INPUT.
 Exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input. Temporary files lie in $TMPDIR where that
 is set, otherwise beside DATA, about five times as large as the uncompressed input, and are removed at the end."""
-LATER_RUNNERS = ("spark", "hadoop", "emr")
 DEFAULT_VOCAB_SIZE = 10_000
 DEFAULT_MAX_MALFORMED = 1.0
 DEFAULT_SPLIT = "train=80,validation=10,test=10"
@@ -46,7 +48,7 @@ _NEXT_COLUMN = re.compile(r",(?=(?:text|rating)=)")
 class Options:
     """A checked call."""
 
-    inputs: tuple[Path, ...]
+    inputs: tuple[Input, ...]
     """sorted by base name, then path: this order numbers the files"""
     out: Path
     runner: str
@@ -56,6 +58,10 @@ class Options:
     """of another dataset; None: it is counted"""
     max_malformed: float
     """percent of all lines; more stop the run"""
+    conf: Path | None
+    """an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others"""
+    spark_master: str | None
+    """None: as in mrjob.conf, or else local Spark"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,8 +76,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         UsageError: anything that is wrong with it.
     """
     values = _parser().parse_args(arguments)
-    if values.runner in LATER_RUNNERS:
-        raise UsageError(f"-r {values.runner}: not available in this version yet; use -r local or -r inline")
+    if values.spark_master is not None and values.runner != "spark":
+        raise UsageError(f"--spark-master with -r {values.runner}: it has none; give -r spark, or leave it out")
+    read_configuration(values.runner, values.conf_path)
     _whole("--cores", values.cores, 1, 4096)
     if not 0 <= values.max_malformed <= 100:
         raise UsageError(f"--max-malformed {values.max_malformed:g}: give percent from 0 to 100")
@@ -83,7 +90,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             "or name a dataset with --vocabulary-from"
         )
     return Options(
-        inputs=_inputs(values.input),
+        inputs=find_inputs(values.input, runner=values.runner, conf=values.conf_path),
         out=_new_folder(values.out),
         runner=values.runner,
         cores=values.cores,
@@ -95,6 +102,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
         ),
         vocabulary=vocabulary,
         max_malformed=values.max_malformed,
+        conf=values.conf_path,
+        spark_master=values.spark_master,
     )
 
 
@@ -112,10 +121,10 @@ def _parser() -> _Parser:
     add(
         "-r",
         "--runner",
-        choices=(*RUNNERS, *LATER_RUNNERS),
+        choices=RUNNERS,
         default="local",
-        help="where the jobs run: inline is this process, local one process a core (default: local; spark, hadoop and "
-        "emr are not available in this version yet)",
+        help="where the jobs run: inline is this process, local one process a core, spark a Spark of any kind, hadoop "
+        "Hadoop's MapReduce, emr Amazon's; docs/preprocessing.md says what each needs (default: local)",
     )
     cores = len(os.sched_getaffinity(0))
     add(
@@ -123,7 +132,20 @@ def _parser() -> _Parser:
         metavar="N",
         type=int,
         default=cores,
-        help=f"processes of the local runner (default: the cores this process may use, here {cores})",
+        help="processes of the local runner, and of Spark on this machine (default: the cores this process may use, "
+        f"here {cores})",
+    )
+    add(
+        "--conf-path",
+        metavar="FILE",
+        type=Path,
+        help="mrjob.conf with what your cluster needs, see examples/mrjob.conf.example (default: $MRJOB_CONF, "
+        "~/.mrjob.conf or /etc/mrjob.conf for spark, hadoop and emr; none for inline and local)",
+    )
+    add(
+        "--spark-master",
+        metavar="MASTER",
+        help="local[N], spark://host:port or yarn (default: spark_master of mrjob.conf, or else local[CORES])",
     )
     add(
         "--vocab-size",
@@ -255,24 +277,6 @@ def _stop_words(choice: str) -> tuple[str, ...]:
     if not words:
         raise UsageError(f"--stop-words {choice}: there is no word in this file; write one a line, or give none")
     return tuple(sorted(words))
-
-
-def _inputs(arguments: Sequence[str]) -> tuple[Path, ...]:
-    files: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        matches = [path] if path.exists() else [Path(match) for match in glob.glob(argument, recursive=True)]
-        if not matches:
-            raise UsageError(f"{argument}: no such file; check the path")
-        files += matches
-    for path in files:
-        if path.is_dir():
-            raise UsageError(f"{path}: a folder; name the files in it: {path}/*.json.gz")
-        if not path.name.lower().endswith(EXTENSIONS):
-            raise UsageError(f"{path}: unknown kind of file; give {', '.join(EXTENSIONS)}")
-        if not os.access(path, os.R_OK):
-            raise UsageError(f"{path}: may not be read; check its permissions")
-    return tuple(sorted(files, key=lambda path: (path.name, str(path))))
 
 
 def _new_folder(out: Path) -> Path:

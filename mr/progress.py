@@ -89,6 +89,13 @@ class Stage:
             self._bar.bar_format = f"{_LAYOUT} {self._figures()}{left}"
             self._bar.refresh()
 
+    def note(self, text: str) -> None:
+        """Write a line of its own."""
+        if self._bar is not None:
+            with _writing:
+                self._bar.clear()
+        self._write(f"{self._head}: {text}\n")
+
     def close(self, whole: bool) -> None:
         """The stage has ended, and if it was whole its line is written."""
         if self._bar is not None:

@@ -13,11 +13,12 @@ from typing import Any
 from mr.counted import Counted
 from mr.errors import UsageError
 from mr.records import QUARANTINE, merge_sorted, read_quarantine
+from mr.stores import Input
 
 _SHOWN_REASONS = 8
 
 
-def write_quarantine(path: Path, folder: Path, inputs: Sequence[Path]) -> None:
+def write_quarantine(path: Path, folder: Path, inputs: Sequence[Input]) -> None:
     """Write a JSON object a line for each malformed record, in the order of files and lines.
 
     Args:
@@ -31,7 +32,7 @@ def write_quarantine(path: Path, folder: Path, inputs: Sequence[Path]) -> None:
             stream.write(json.dumps(entry) + "\n")
 
 
-def check_malformed(counted: Counted, percent: float, out: Path, folder: Path, inputs: Sequence[Path]) -> None:
+def check_malformed(counted: Counted, percent: float, out: Path, folder: Path, inputs: Sequence[Input]) -> None:
     """Stop where too many lines are malformed; the quarantine file then stands beside the dataset's place.
 
     Args:
@@ -62,7 +63,7 @@ def check_malformed(counted: Counted, percent: float, out: Path, folder: Path, i
     )
 
 
-def example(folder: Path, inputs: Sequence[Path]) -> str:
+def example(folder: Path, inputs: Sequence[Input]) -> str:
     """Place and reason of the first malformed record; "" without one."""
     for file, line, reason, _ in _entries(folder):
         return f"{inputs[file].name} line {line}: {reason}"

@@ -1,0 +1,237 @@
+"""Runs a job on Spark, Hadoop or EMR: input up, job, output down.
+
+    local files --put--> <job's folder>/input --job--> <job's folder>/output --get--> local part-*
+                                                            |--or stays, and a file PLACE tells where
+
+Output comes by the engine's own committer: what a failed or a second attempt of a task wrote is not in it, and _SUCCESS
+is the last thing to appear. Only then, and only when number and size of the parts agree, does the local folder appear.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from mr.causes import cause_of_failure
+from mr.errors import RunError, UsageError
+from mr.runners import is_local, runner_arguments
+from mr.stores import Store, join, store_of
+
+if TYPE_CHECKING:
+    from mr.job import ReviewJob
+
+PLACE = "part-elsewhere"
+"""a job's output folder holds this file alone where its parts stayed on the cluster"""
+_SUCCESS = "_SUCCESS"
+_END_SECONDS = 30
+"""that a stopped spark-submit or hadoop gets to end by itself"""
+# Hadoop takes these for patterns, or for more than one path.
+_NO_PLAIN_PATH = re.compile(r"[^\w./+=@~-]", re.ASCII)
+
+
+def run_remote(
+    job_class: type[ReviewJob],
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    runner: str,
+    cores: int,
+    scratch: Path,
+    files: dict[str, Path],
+    conf: Path | None,
+    spark_master: str | None,
+    note: Callable[[str], None],
+) -> None:
+    """Run a job to its end; see mr.job.run_job.
+
+    Args:
+        note: called with a line on what was moved.
+    """
+    if _NO_PLAIN_PATH.search(str(scratch)):
+        raise UsageError(
+            f"{scratch.parent}: Hadoop's libraries read characters of this path as patterns; choose another --out, "
+            "or set TMPDIR, to a path of letters, digits and . _ - /"
+        )
+    arguments = runner_arguments(runner, cores=cores, conf=conf, spark_master=spark_master, scratch=scratch)
+    for name, path in files.items():
+        arguments += [f"--{name}", str(path)]
+    log = scratch / "engine.log"
+    with _logged(log), _children_end(), _runner(job_class, arguments) as run:
+        try:
+            store = store_of(run.fs, run.folder)
+            try:
+                run.take_input(_put_input(run, store, inputs, scratch, note))
+                run.run()
+                _take_output(job_class, run, store, output, cores, scratch, note)
+            except BaseException:
+                store.remove(run.folder)
+                raise
+        except (UsageError, RunError, KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as error:
+            raise RunError(_failure(job_class, run, error, log)) from error
+
+
+def discard(work: Path, *, runner: str, conf: Path | None) -> None:
+    """Remove what jobs left on the cluster for each other; see mr.job.clear_cluster."""
+    for place in work.glob(f"*/{PLACE}"):
+        folder = json.loads(place.read_text())["folder"]
+        try:
+            with tempfile.TemporaryDirectory(prefix="mr-discard-") as scratch:
+                filesystem = open_filesystem(runner, conf=conf, scratch=Path(scratch))
+                store_of(filesystem, folder).remove(folder)
+        except (OSError, UsageError) as error:
+            print(f"mr: {folder} could not be removed ({error}); remove it", file=sys.stderr)
+            continue
+        place.unlink()
+
+
+def open_filesystem(runner: str, *, conf: Path | None, scratch: Path) -> Any:
+    """mrjob's filesystem of a runner, with the credentials, endpoints and binaries of its mrjob.conf.
+
+    Raises:
+        UsageError: mrjob.conf cannot be read.
+    """
+    from mr.job import ReviewJob
+
+    arguments = ["-r", runner, "--local-tmp-dir", str(scratch), *(["--conf-path", str(conf)] if conf else [])]
+    with _logged(scratch / "filesystem.log"), _runner(ReviewJob, arguments) as run:
+        return run.fs
+
+
+@contextmanager
+def _runner(job_class: type[ReviewJob], arguments: Sequence[str]) -> Iterator[Any]:
+    try:
+        run = job_class([*arguments]).make_runner()
+    except Exception as error:
+        raise UsageError(f"mrjob does not take its options: {error}; correct mrjob.conf") from error
+    with run:
+        yield run
+
+
+def _put_input(run: Any, store: Store, inputs: Sequence[Path], scratch: Path, note: Callable[[str], None]) -> str:
+    """Where the job reads: one folder."""
+    if [path.name for path in inputs] == [PLACE]:
+        return str(json.loads(inputs[0].read_text())["output"])
+    if _runs_here(run):
+        folder = scratch / "input"
+        folder.mkdir()
+        for path in inputs:
+            (folder / path.name).symlink_to(path.absolute())
+        return str(folder)
+    there = join(run.folder, "input")
+    store.put(inputs, there)
+    size = sum(path.stat().st_size for path in inputs)
+    note(f"{size / 1e6:,.1f} MB put into {there}")
+    return there
+
+
+def _take_output(
+    job_class: type[ReviewJob],
+    run: Any,
+    store: Store,
+    output: Path,
+    cores: int,
+    scratch: Path,
+    note: Callable[[str], None],
+) -> None:
+    there = join(run.folder, "output")
+    found = store.sizes(join(there, "*"))
+    if join(there, _SUCCESS) not in found:
+        raise RunError(f"{there}: no {_SUCCESS}: the output is not whole; nothing was written: see the cluster's log")
+    parts = {path: size for path, size in found.items() if path.rpartition("/")[2].startswith("part-")}
+    arriving = Path(tempfile.mkdtemp(prefix="fetched-", dir=scratch))
+    if job_class.STAYS_REMOTE and not _runs_here(run):
+        store.remove(join(run.folder, "input"))
+        (arriving / PLACE).write_text(json.dumps({"folder": run.folder, "output": there}))
+        note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts stay in {there}")
+    else:
+        store.get(parts, arriving)
+        _check(arriving, parts)
+        if run.alias == "spark" and job_class.SORTED:
+            _sort(list(arriving.iterdir()), cores, scratch)
+        store.remove(run.folder)
+        if not _runs_here(run):
+            note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts fetched from {there}")
+    arriving.chmod(0o755)
+    arriving.rename(output)
+
+
+def _check(folder: Path, parts: dict[str, int]) -> None:
+    came = {path.name: path.stat().st_size for path in folder.iterdir()}
+    announced = {path.rpartition("/")[2]: size for path, size in parts.items()}
+    if came != announced:
+        differ = sorted(name for name in came.keys() | announced.keys() if came.get(name) != announced.get(name))
+        raise RunError(
+            f"{len(differ)} of {len(parts)} parts did not arrive whole, {differ[0]} among them; nothing was written: "
+            "run it again"
+        )
+
+
+def _sort(parts: Sequence[Path], cores: int, scratch: Path) -> None:
+    """Sort each part by its lines' bytes: Spark groups keys without sorting them."""
+
+    def sort(part: Path) -> None:
+        command = ["sort", "-S", "128M", "-T", str(scratch), "-o", str(part), str(part)]
+        subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, check=True)
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(sort, parts))
+
+
+def _runs_here(run: Any) -> bool:
+    return run.alias == "spark" and is_local(run._spark_master())
+
+
+def _failure(job_class: type[ReviewJob], run: Any, error: Exception, log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").splitlines()
+    handle, kept = tempfile.mkstemp(prefix=f"mr-{run.alias}-", suffix=".log")
+    os.close(handle)
+    shutil.copyfile(log, kept)
+    cause = cause_of_failure(lines, run._task_python_bin()) or str(error)
+    return f"{job_class.__name__} failed on {run.alias}: {cause}; nothing was written (its log: {kept})"
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Write down what mrjob tells, the engine's own words among it."""
+    logger = logging.getLogger("mrjob")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="replace")
+    handlers, level, logger.propagate = logger.handlers[:], logger.level, False
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        handler.close()
+
+
+@contextmanager
+def _children_end() -> Iterator[None]:
+    """After a failure, no spark-submit or hadoop goes on writing behind the driver's back."""
+    before = set(psutil.Process().children())
+    try:
+        yield
+    except BaseException:
+        started = [child for child in psutil.Process().children() if child not in before]
+        for child in started:
+            child.terminate()
+        _, alive = psutil.wait_procs(started, timeout=_END_SECONDS)
+        for child in alive:
+            child.kill()
+        raise
