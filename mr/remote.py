@@ -82,6 +82,7 @@ def run_remote(
         except (UsageError, RunError, KeyboardInterrupt, SystemExit):
             raise
         except Exception as error:
+            logging.getLogger("mrjob").info("", exc_info=error)
             raise RunError(_failure(job_class, run, error, log)) from error
 
 
