@@ -10,6 +10,7 @@ RANKS ?= 1 2 3 4
 NP ?= 2
 EPOCHS ?= 4
 REVIEWS ?=
+ROWS ?= 1000000
 PYTHON ?=
 
 # Open MPI refuses root, which is who you are in most containers; nothing is set for anyone else.
@@ -27,7 +28,8 @@ help:
 	@echo 'make faults   faults by the hundred, counted: two hours'
 	@echo 'make lint     ruff;  make types  mypy'
 	@echo 'make bench    benchmarks, about 45 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
-	@echo 'make engines, make docs: not in this version'
+	@echo 'make engines  the preprocessing jobs on Spark, Hadoop and EMR (moto), ROWS=1000000 generated reviews; needs a JDK'
+	@echo 'make docs     not in this version'
 	@echo 'make clean    remove what was built, data of benchmarks included; .venv and the cached Horovod stay'
 
 setup:
@@ -75,8 +77,15 @@ cluster: setup
 bench: setup
 	$(PY) -m benchmarks
 
+# pyspark is 400 MB, so it is no part of setup.
+$(VENV)/engines-installed: .setup/engines.txt .setup/constraints.txt
+	@echo 'engines: installing pyspark, boto3 and moto'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/engines.txt
+	@touch $@
+
 engines: setup
-	@if [ -f benchmarks/engines.py ]; then $(PY) -m benchmarks.engines; else echo 'make engines: not in this version'; exit 2; fi
+	@$(MAKE) --no-print-directory $(VENV)/engines-installed
+	ROWS='$(ROWS)' timeout 7200 $(PY) -m pytest tests/engines
 
 docs: setup
 	@if [ -f docs/build.py ]; then $(PY) docs/build.py; else echo 'make docs: not in this version; the texts are in docs/'; exit 2; fi

