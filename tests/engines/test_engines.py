@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mr import sample
@@ -147,3 +151,31 @@ def test_workers_without_the_project_are_told_in_one_line(runner, small, request
     for log in tmp_path.glob("mr-*.log"):
         log.unlink()
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_terminated_run_takes_its_spark_along(small, tmp_path):
+    """No JVM goes on, nothing is left."""
+    arguments = [str(small), "--out", str(tmp_path / "data"), "-r", "spark", "--cores", "2"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mr", *arguments], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MRJOB_CONF": os.devnull},
+    )  # fmt: skip
+    started: list[psutil.Process] = []
+    while not any("pyspark.daemon" in word for process in started for word in command_of(process)):
+        assert running.poll() is None, running.stderr.read()
+        started = psutil.Process(running.pid).children(recursive=True)
+        time.sleep(0.02)
+    running.terminate()
+    told = running.communicate(timeout=120)[1]
+    assert running.returncode == 128 + signal.SIGTERM, told
+    assert "Traceback" not in told
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+    assert list(tmp_path.iterdir()) == [small]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
