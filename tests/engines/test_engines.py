@@ -31,7 +31,7 @@ def reviews(request, tmp_path_factory) -> list[str]:
     if request.param == "real":
         if not DATA.is_dir():
             pytest.skip(f"the real reviews are not here: {DATA}")
-        return [str(path) for path in sorted(DATA.glob("*.json.gz"))]
+        return [str(path) for path in sorted(DATA.glob("*.json*"))]
     if request.param == "generated":
         sample.write(folder / "generated.jsonl.gz", ROWS, 5)
         return [str(folder / "generated.jsonl.gz")]
