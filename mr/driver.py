@@ -19,7 +19,7 @@ from mr.counted import Counted, read_counts
 from mr.encode import EncodeJob
 from mr.errors import UsageError
 from mr.ingest import Ingested, ingest
-from mr.job import ReviewJob, clear_cluster, run_job
+from mr.job import ReviewJob, check_runner, clear_cluster, run_job
 from mr.meter import watched
 from mr.options import Options
 from mr.pack import pack
@@ -42,7 +42,7 @@ def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
         UsageError: the input cannot be used, or nothing of it remains.
         RunError: a failure during the run.
     """
-    with _work_folder(options.out) as work, _cluster_cleared(options, work):
+    with _work_folder(options.out) as work, _cluster(options, work):
         shards = _ingest(options, work, progress)
         settings, settings_file = options.settings, options.settings.write(work / "settings.json")
         run = _Jobs(options, work, progress)
@@ -83,8 +83,9 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _cluster_cleared(options: Options, work: Path) -> Iterator[None]:
-    """Removes at the end what jobs left on the cluster for each other."""
+def _cluster(options: Options, work: Path) -> Iterator[None]:
+    """Checks that the jobs can run there; removes at the end what they left for each other."""
+    check_runner(work, runner=options.runner, conf=options.conf, spark_master=options.spark_master)
     try:
         yield
     finally:

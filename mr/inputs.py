@@ -64,6 +64,11 @@ def _remote(uri: str, filesystem: Any) -> list[RemoteFile]:
     try:
         store = store_of(filesystem, uri)
         found = store.sizes(uri)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{uri}: the command {error.filename} is not here, which would read it; set HADOOP_HOME, or hadoop_bin in "
+            "mrjob.conf; for s3:// install the extra: pip install 'uneven-engine[emr]'"
+        ) from None
     except OSError as error:
         raise UsageError(f"{uri}: cannot be read: {error}; check the address, the network and your rights") from None
     if not found:

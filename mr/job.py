@@ -194,6 +194,22 @@ def run_job(
     )
 
 
+def check_runner(work: Path, *, runner: str, conf: Path | None = None, spark_master: str | None = None) -> None:
+    """Check, before any work, that the runner can run here.
+
+    Args:
+        work: the folder in which jobs will have their scratch folders.
+        runner: see run_job.
+        conf: see run_job.
+        spark_master: see run_job.
+
+    Raises:
+        UsageError: something is not installed, mrjob.conf is not usable, or the folder's path is not.
+    """
+    if runner not in RUNNERS_HERE:
+        import_module("mr.remote").check(work, runner=runner, conf=conf, spark_master=spark_master)
+
+
 def clear_cluster(work: Path, *, runner: str, conf: Path | None = None) -> None:
     """Remove what jobs left on a cluster for each other; what cannot be removed is told on standard error.
 

@@ -60,11 +60,6 @@ def run_remote(
     Args:
         note: called with a line on what was moved.
     """
-    if _NO_PLAIN_PATH.search(str(scratch)):
-        raise UsageError(
-            f"{scratch.parent}: Hadoop's libraries read characters of this path as patterns; choose another --out, "
-            "or set TMPDIR, to a path of letters, digits and . _ - /"
-        )
     arguments = runner_arguments(runner, cores=cores, conf=conf, spark_master=spark_master, scratch=scratch)
     for name, path in files.items():
         arguments += [f"--{name}", str(path)]
@@ -86,8 +81,18 @@ def run_remote(
             raise RunError(_failure(job_class, run, error, log)) from error
 
 
+def check(work: Path, *, runner: str, conf: Path | None, spark_master: str | None) -> None:
+    """Check that jobs can run; see mr.job.check_runner."""
+    if _NO_PLAIN_PATH.search(str(work)):
+        raise UsageError(
+            f"{work.parent}: Hadoop's libraries read characters of this path as patterns; choose another --out, "
+            "or set TMPDIR, to a path of letters, digits and . _ - /"
+        )
+    runner_arguments(runner, cores=1, conf=conf, spark_master=spark_master, scratch=work)
+
+
 def discard(work: Path, *, runner: str, conf: Path | None) -> None:
-    """Remove what jobs left on the cluster for each other; see mr.job.clear_cluster."""
+    """Remove what jobs left on the cluster, and the folders that told of it; see mr.job.clear_cluster."""
     for place in work.glob(f"*/{PLACE}"):
         folder = json.loads(place.read_text())["folder"]
         try:
@@ -97,7 +102,7 @@ def discard(work: Path, *, runner: str, conf: Path | None) -> None:
         except (OSError, UsageError) as error:
             print(f"mr: {folder} could not be removed ({error}); remove it", file=sys.stderr)
             continue
-        place.unlink()
+        shutil.rmtree(place.parent)
 
 
 def open_filesystem(runner: str, *, conf: Path | None, scratch: Path) -> Any:

@@ -18,6 +18,7 @@ from mr.count import CountJob
 from mr.errors import RunError, UsageError
 from mr.ingest import read_records
 from mr.inputs import find_inputs
+from mr.job import check_runner
 from mr.remote import PLACE, _put_input, _take_output, discard
 from mr.review import Fields
 from mr.runners import runner_arguments
@@ -175,7 +176,7 @@ def test_what_other_jobs_read_stays_until_it_is_discarded(tmp_path, place, monke
     monkeypatch.setattr("mr.remote.store_of", lambda *_: store)
     discard(tmp_path, runner="hadoop", conf=None)
     assert not there.exists()
-    assert not stays.exists()
+    assert not stays.parent.exists(), "an empty folder would look like output"
 
 
 def test_a_remote_file_is_read_as_it_is_and_a_cut_one_is_told(filesystem, tmp_path):
@@ -204,6 +205,10 @@ def test_inputs_by_uri(tmp_path):
     assert [str(file) for file in found] == [
         f"file://{tmp_path}/a.json", str(tmp_path / "b.json"), f"file://{tmp_path}/b.json",
     ]  # fmt: skip
+    conf.write_text(json.dumps({"runners": {"hadoop": {"hadoop_bin": "/no/hadoop"}}}))
+    with pytest.raises(UsageError, match="HADOOP_HOME"):
+        find_inputs(["hdfs:///x.json"], runner="hadoop", conf=conf)
+    conf.write_text(json.dumps({"runners": {"hadoop": {"hadoop_bin": str(command)}}}))
     for name, told in (("x.json", "no such file"), ("c.txt", "unknown kind"), ("folder.json", "no such file")):
         with pytest.raises(UsageError, match=told):
             find_inputs([f"file://{tmp_path}/{name}"], runner="hadoop", conf=conf)
@@ -224,6 +229,13 @@ def test_what_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace())
     with pytest.raises(UsageError, match="no java"):
         runner_arguments("spark", cores=1, conf=None, spark_master=None, scratch=tmp_path)
+
+
+def test_a_path_that_hadoop_would_read_as_a_pattern_is_refused(tmp_path):
+    for name in ("a b", "a,b", "a[b]", "a{b}", "a*b", "a%b"):
+        with pytest.raises(UsageError, match="TMPDIR"):
+            check_runner(tmp_path / name, runner="spark")
+        check_runner(tmp_path / name, runner="local")
 
 
 def test_spark_is_local_unless_told_otherwise(tmp_path, monkeypatch):
