@@ -64,17 +64,14 @@ def run_remote(
     for name, path in files.items():
         arguments += [f"--{name}", str(path)]
     log = scratch / "engine.log"
-    with _logged(log), _children_end(), _runner(job_class, arguments) as run:
+    with _logged(log), _runner(job_class, arguments) as run:
         try:
             store = store_of(run.fs, run.folder)
-            try:
+            with _removed_on_failure(store, run.folder), _children_end():
                 run.take_input(_put_input(run, store, inputs, scratch, note))
                 run.run()
                 _take_output(job_class, run, store, output, cores, scratch, note)
-            except BaseException:
-                store.remove(run.folder)
-                raise
-        except (UsageError, RunError, KeyboardInterrupt, SystemExit):
+        except (UsageError, RunError):
             raise
         except Exception as error:
             logging.getLogger("mrjob").info("", exc_info=error)
@@ -100,7 +97,7 @@ def discard(work: Path, *, runner: str, conf: Path | None) -> None:
                 filesystem = open_filesystem(runner, conf=conf, scratch=Path(scratch))
                 store_of(filesystem, folder).remove(folder)
         except (OSError, UsageError) as error:
-            print(f"mr: {folder} could not be removed ({error}); remove it", file=sys.stderr)
+            _tell_left(folder, error)
             continue
         shutil.rmtree(place.parent)
 
@@ -225,6 +222,23 @@ def _logged(path: Path) -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         handler.close()
+
+
+@contextmanager
+def _removed_on_failure(store: Store, folder: str) -> Iterator[None]:
+    """Leave nothing of a failed job behind; the failure itself is what is told."""
+    try:
+        yield
+    except BaseException:
+        try:
+            store.remove(folder)
+        except OSError as error:
+            _tell_left(folder, error)
+        raise
+
+
+def _tell_left(folder: str, error: Exception) -> None:
+    print(f"mr: {folder} could not be removed ({error}); remove it", file=sys.stderr)
 
 
 @contextmanager

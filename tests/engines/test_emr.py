@@ -13,14 +13,20 @@ import urllib.request
 import venv
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mr import sample
+from mr.count import CountJob
+from mr.errors import RunError
+from mr.remote import _take_output, open_filesystem
+from mr.stores import store_of
 from tests.engines.runs import ROOT, call, errors, files, made
 
 EXAMPLE = ROOT / "examples" / "mrjob.conf.example"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+BUCKET = {"cloud_tmp_dir": "s3://bucket/tmp/", "cloud_fs_sync_secs": 0}
 SUBMIT_SECONDS = 180
 
 
@@ -70,9 +76,8 @@ def test_the_example_leads_to_a_submitted_step(aws, client, wheel, tmp_path):
     emr = conf["runners"]["emr"]
     assert emr["bootstrap"] == [f"bash examples/emr/bootstrap.sh# dist/{wheel.name}#"]
     emr["bootstrap"] = [f"bash {ROOT}/examples/emr/bootstrap.sh# {wheel}#"]
-    emr["cloud_tmp_dir"] = "s3://bucket/tmp/"
     emr |= {f"{service}_endpoint": aws for service in ("s3", "emr", "ec2", "iam")}
-    emr |= {"cloud_fs_sync_secs": 0, "check_cluster_every": 1}
+    emr |= BUCKET | {"check_cluster_every": 1}
     path = tmp_path / "mrjob.conf"
     path.write_text(yaml.safe_dump(conf))
     client("s3").create_bucket(Bucket="bucket")
@@ -206,3 +211,27 @@ def test_inputs_on_s3(aws, client, conf, tmp_path):
         done = call(uri, "--out", tmp_path / "out", "-r", "inline", "--conf-path", section)
         assert (done.returncode, len(errors(done))) == (2, 1), done.stderr
         assert told in done.stderr
+
+
+def test_output_on_s3_is_fetched_whole(aws, client, conf, tmp_path):
+    """As EMR would have left it: two parts, and _SUCCESS last."""
+    client("s3").create_bucket(Bucket="bucket")
+    (tmp_path / "filesystem").mkdir()
+    filesystem = open_filesystem("emr", conf=conf("emr", s3_endpoint=aws, **BUCKET), scratch=tmp_path / "filesystem")
+    store = store_of(filesystem, "s3://bucket/tmp/job")
+    parts = {f"part-{number:05d}": b"a\t%d\n" % number * 100_000 for number in range(2)}
+    for name, text in parts.items():
+        (tmp_path / name).write_bytes(text)
+    store.put([tmp_path / name for name in parts], "s3://bucket/tmp/job/output")
+    run = SimpleNamespace(folder="s3://bucket/tmp/job", alias="emr")
+    arguments = (CountJob, run, store, tmp_path / "out", 1, tmp_path, print)
+    with pytest.raises(RunError, match="no _SUCCESS"):
+        _take_output(*arguments)
+    client("s3").put_object(Bucket="bucket", Key="tmp/job/output/_SUCCESS", Body=b"")
+    client("s3").put_object(Bucket="bucket", Key="tmp/jobs-of-others/output/part-00000", Body=b"theirs")
+    _take_output(*arguments)
+    assert files(tmp_path / "out") == parts
+    left = client("s3").list_objects_v2(Bucket="bucket")["Contents"]
+    assert [entry["Key"] for entry in left] == ["tmp/jobs-of-others/output/part-00000"]
+    with pytest.raises(OSError, match="announced"), store.open("s3://bucket/" + left[0]["Key"], 10) as stream:
+        stream.read()

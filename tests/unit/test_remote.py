@@ -19,7 +19,7 @@ from mr.errors import RunError, UsageError
 from mr.ingest import read_records
 from mr.inputs import find_inputs
 from mr.job import check_runner
-from mr.remote import PLACE, _put_input, _take_output, discard
+from mr.remote import PLACE, _put_input, _removed_on_failure, _take_output, discard
 from mr.review import Fields
 from mr.runners import runner_arguments
 from mr.stores import RemoteFile, store_of
@@ -161,6 +161,15 @@ def test_a_part_that_arrives_short_or_not_at_all_stops_the_run(place, tmp_path):
         assert not (tmp_path / "out").exists()
         if not there.joinpath("output", "part-00000").exists():
             break  # a shared folder's parts were moved
+
+
+def test_the_failure_is_told_and_not_that_its_folder_stays(capsys):
+    def remove(folder):
+        raise OSError("no network")
+
+    with pytest.raises(ZeroDivisionError), _removed_on_failure(SimpleNamespace(remove=remove), "hdfs:///x"):
+        _ = 1 / 0
+    assert "hdfs:///x could not be removed (no network)" in capsys.readouterr().err
 
 
 def test_what_other_jobs_read_stays_until_it_is_discarded(tmp_path, place, monkeypatch):
