@@ -27,7 +27,7 @@ help:
 	@echo '              (each alone: make unit, mpi, mpi-3, faults-short, cluster)'
 	@echo 'make faults   faults by the hundred, counted: two hours'
 	@echo 'make lint     ruff;  make types  mypy'
-	@echo 'make bench    benchmarks, about 45 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
+	@echo 'make bench    benchmarks, about 50 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
 	@echo 'make engines  the preprocessing jobs on Spark, Hadoop and EMR (moto), ROWS=1000000 generated reviews; needs a JDK'
 	@echo 'make docs     not in this version'
 	@echo 'make clean    remove what was built, data of benchmarks included; .venv and the cached Horovod stay'

@@ -25,10 +25,8 @@ import glob
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -36,108 +34,14 @@ from typing import Any, NoReturn
 from benchmarks import report
 from benchmarks.harness import ROOT, Progress
 from benchmarks.preprocess_input import SEED, gathered, generated, sound_slice
-from benchmarks.preprocess_watch import Peak, Taken, timed, watched
+from benchmarks.preprocess_watch import Peak, Taken
+from benchmarks.preprocess_ways import Bench, Way, all_ways
 from benchmarks.report import Target
 from mr.errors import UsageError
-from mr.stopwords import ENGLISH
 
 PACKAGES = ("mrjob", "h5py", "numpy")
-START_LINES = 100
-"""the original's start-up is measured on so many"""
 _STAGE = re.compile(r"^\[\d+/\d+\] (.+?): (?:.*, )?([\d.hmins ]+)$", re.MULTILINE)
 _UNITS = {"h": 3600, "min": 60, "s": 1}
-
-
-@dataclass
-class Way:
-    """A way to preprocess, and what its runs took."""
-
-    name: str
-    command: Sequence[str]
-    source: Path
-    cores: set[int]
-    makes_dataset: bool = True
-    runs: list[Taken] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """The median."""
-        return median(run.seconds for run in self.runs)
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures."""
-        size = self.source.stat().st_size
-        return {
-            "seconds": round(self.seconds, 3),
-            "rounds": [round(run.seconds, 3) for run in self.runs],
-            "cpu_seconds": round(median(run.cpu_seconds for run in self.runs), 3),
-            "bytes": size,
-            "mb_per_s": round(size / 1e6 / self.seconds, 3),
-        }
-
-
-class Bench:
-    """Runs ways, each into an empty folder.
-
-    Args:
-        folder: for all that they write.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.result = folder, folder / "run" / "result"
-        self.digest = ""
-        """of the dataset that the ways make"""
-
-    def run(self, way: Way) -> None:
-        """Let a way have its turn.
-
-        Raises:
-            OSError: it failed.
-            ValueError: its dataset is another one than that of the ways before.
-        """
-        way.runs.append(timed(self._command(way), self._emptied(), cores=way.cores, log=self.folder / way.name))
-        if way.makes_dataset:
-            found = json.loads((self.result / "dataset.json").read_text())["digest"]
-            if self.digest not in ("", found):
-                raise ValueError(f"{way.name} made the dataset {found}, the ways before it {self.digest}")
-            self.digest = found
-
-    def peak(self, way: Way) -> Peak:
-        """Run a way and sample what it takes.
-
-        Raises:
-            OSError: it failed.
-        """
-        log = self.folder / f"{way.name}-peak"
-        return watched(self._command(way), self._emptied(), self.result, cores=way.cores, log=log)
-
-    def clear(self) -> None:
-        """Remove what the last way made."""
-        shutil.rmtree(self.result.parent, ignore_errors=True)
-
-    def _command(self, way: Way) -> list[str]:
-        return [sys.executable, "-m", *way.command, str(way.source), "--out", str(self.result)]
-
-    def _emptied(self) -> Path:
-        self.clear()
-        self.result.parent.mkdir(parents=True)
-        return self.result.parent
-
-
-def all_ways(source: Path, first: Path, folder: Path, cores: set[int]) -> list[Way]:
-    """The ways in the order of their turns."""
-    stop_words = folder / "stop-words.txt"
-    stop_words.write_text("".join(f"{word}\n" for word in sorted(ENGLISH)))
-    number, one = str(len(cores)), {max(cores)}
-    original = ["benchmarks.preprocess_original", "--stop-words", str(stop_words), "--cores", number]
-    return [
-        Way("ours", ["mr", "--cores", number], source, cores),
-        Way("bare_loop", ["benchmarks.preprocess_bare", "--cores", number], source, cores),
-        Way("ours_1_core", ["mr", "--cores", "1"], source, one),
-        Way("ours_cores_1", ["mr", "--cores", "1"], source, cores),
-        Way("original", original, first, cores, makes_dataset=False),
-        Way("original_start", original, sound_slice(first, START_LINES), cores, makes_dataset=False),
-    ]
 
 
 def stage_seconds(told: str) -> dict[str, float]:
@@ -157,11 +61,10 @@ def figures(ways: Sequence[Way], peak: Peak) -> dict[str, Any]:
     found = {way.name: way.as_json() for way in ways}
     runs = {way.name: way.runs for way in ways}
     original = found["original"]
-    start = found["original_start"]["seconds"]
-    stages = [json.loads(run.out.splitlines()[-1]) for run in runs["original"]]
+    stages, start = (_original_stages(runs[name]) for name in ("original", "original_start"))
     told = [stage_seconds(run.error) for run in runs["ours"]]
-    working = original["seconds"] - start
-    without_words = working - median(item["vocabulary"] for item in stages)
+    working = original["seconds"] - found["original_start"]["seconds"]
+    without_words = sum(stages[name] - start[name] for name in ("rows", "merge"))
     size = original["bytes"] / 1e6
     return {
         "ours_mb_per_s": found["ours"]["mb_per_s"],
@@ -170,11 +73,16 @@ def figures(ways: Sequence[Way], peak: Peak) -> dict[str, Any]:
         "bare_loop_mb_per_s": found["bare_loop"]["mb_per_s"],
         "ways": found,
         "ours_stages": {title: round(median(item[title] for item in told), 2) for title in told[0]},
-        "original_stages": {name: round(median(item[name] for item in stages), 3) for name in stages[0]},
+        "original_stages": stages,
         "peak_memory_bytes": peak.memory_bytes,
         "peak_processes": peak.processes,
         "peak_temporary_bytes": peak.disk_bytes,
     }
+
+
+def _original_stages(runs: Sequence[Taken]) -> dict[str, float]:
+    told = [json.loads(run.out.splitlines()[-1]) for run in runs]
+    return {name: round(median(item[name] for item in told), 3) for name in told[0]}
 
 
 def paired(ways: Sequence[Way], over: str, under: str) -> float:
@@ -207,8 +115,8 @@ def table(found: dict[str, Any]) -> str:
         [
             report.table(heads, rows),
             "",
-            f"original without its start-up: {told[0]} MB/s, without its vocabulary too: {told[1]}",
-            f"ours, seconds of its stages: {', '.join(stages)}",
+            f"original without its start-up: {told[0]} MB/s; without its start-up and its vocabulary: {told[1]}",
+            f"ours, seconds of its stages: {', '.join(stages)}; CPU time of ours / bare_loop: {found['cpu_ratio']:.2f}",
             f"ours at its peak: {found['peak_memory_bytes'] / 1e6:,.0f} MB of memory in {found['peak_processes']} "
             f"processes, {found['peak_temporary_bytes'] / 1e6:,.0f} MB of temporary files",
         ]
@@ -291,11 +199,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         progress.done()
         bench.clear()
     found = figures(ways, peak)
+    found["cpu_ratio"] = round(found["ways"]["ours"]["cpu_seconds"] / found["ways"]["bare_loop"]["cpu_seconds"], 3)
     print(table(found), end="\n\n")
     judged = judge(found, ways, len(cores))
     print("targets:", *(target.as_line() for target in judged), sep="\n")
     settings = {"data": "own" if options.data else "generated", "seed": None if options.data else SEED}
-    settings |= {"lines": _lines(source), "original_lines": _lines(ways[4].source), "rounds": options.rounds}
+    lines = {way.name: _lines(way.source) for way in ways}
+    settings |= {"lines": lines["ours"], "original_lines": lines["original"], "rounds": options.rounds}
     settings |= {"cores": len(cores), "dataset_digest": bench.digest}
     return found | report.verdicts(judged) | {"settings": settings, "machine": report.machine(PACKAGES)}
 
