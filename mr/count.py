@@ -19,6 +19,8 @@ WORDS_HELD = 500_000
 class CountJob(ReviewJob):
     """Counts words on the whole texts, lengths after stop words and truncation."""
 
+    MAPPERS_A_CORE = 1
+
     def mapper_init(self) -> None:
         """Start the word counts."""
         super().mapper_init()

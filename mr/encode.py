@@ -14,6 +14,8 @@ from native.text import SPLITS, Encoder, split_of
 class EncodeJob(ReviewJob):
     """Encodes each review; the reducer only sorts."""
 
+    REDUCER_ONLY_SORTS = True
+
     def configure_args(self) -> None:
         """Add --vocabulary, a file that goes to every task."""
         super().configure_args()

@@ -6,21 +6,16 @@ import glob
 import logging
 import os
 import signal
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from mrjob.job import MRJob
-from mrjob.local import LocalMRJobRunner, _pickle_safe
-from mrjob.protocol import BytesProtocol
 
 from mr.errors import RunError
+from mr.forking import ForkingRunner
 from mr.meter import metered
 from mr.records import NUMBER
 from mr.settings import Settings
@@ -47,6 +42,19 @@ def _leave_signals_to_the_driver() -> None:
 os.register_at_fork(after_in_child=_leave_signals_to_the_driver)
 
 
+class RecordProtocol:
+    """Records as lines: key, tab, value. As mrjob's BytesProtocol, but a record always has both."""
+
+    def read(self, line: bytes) -> tuple[bytes, bytes]:
+        """A line without its line end."""
+        key, _, value = line.partition(b"\t")
+        return key, value
+
+    def write(self, key: bytes, value: bytes) -> bytes:
+        """The reverse."""
+        return b"%s\t%s" % (key, value)
+
+
 class ReviewJob(MRJob):
     """A job over byte records, with the settings at hand in its tasks.
 
@@ -54,11 +62,15 @@ class ReviewJob(MRJob):
     records and not mrjob counters, which count an attempt that was run twice twice.
     """
 
-    INPUT_PROTOCOL = BytesProtocol
-    INTERNAL_PROTOCOL = BytesProtocol
-    OUTPUT_PROTOCOL = BytesProtocol
+    INPUT_PROTOCOL = RecordProtocol
+    INTERNAL_PROTOCOL = RecordProtocol
+    OUTPUT_PROTOCOL = RecordProtocol
     STAYS_REMOTE: ClassVar[bool] = False
     """whether other jobs alone read the output: a cluster keeps it then"""
+    MAPPERS_A_CORE: ClassVar[int] = 2
+    """tasks that the local runner cuts the input into; more even out what differs, and each counts words of its own"""
+    REDUCER_ONLY_SORTS: ClassVar[bool] = False
+    """whether the reducer hands on what it gets: the local runner then leaves it out"""
     SORTED: ClassVar[bool] = True
     """whether each part of the output is read as a sorted one; Spark does not sort"""
 
@@ -76,6 +88,22 @@ class ReviewJob(MRJob):
         """Read the settings and start counting."""
         ReviewJob.mapper_init(self)
 
+    def run_mapper(self, step_num: int = 0) -> None:
+        """As MRJob has it, with fewer calls a record: they were a quarter of the time."""
+        read, _ = self.pick_protocols(step_num, "mapper")
+        self._write(self.map_pairs(self._read(read), step_num))
+
+    def run_reducer(self, step_num: int = 0) -> None:
+        """As MRJob has it, with fewer calls a record."""
+        read, _ = self.pick_protocols(step_num, "reducer")
+        self._write(self.reduce_pairs(self._read(read), step_num))
+
+    def _read(self, read: Any) -> Any:
+        return (read(line.rstrip(b"\r\n")) for line in self._read_input())
+
+    def _write(self, pairs: Pairs) -> None:
+        self.stdout.writelines(b"%s\t%s\n" % pair for pair in pairs)
+
     @property
     def stdin(self) -> Any:
         """The input of a task, counted for the driver where it watches."""
@@ -91,58 +119,6 @@ class ReviewJob(MRJob):
         if self.options.runner in RUNNERS_HERE:
             return ForkingRunner if self.options.runner == "local" else super()._runner_class()
         return import_module("mr.runners").CLASSES[self.options.runner]
-
-
-class ForkingRunner(LocalMRJobRunner):
-    """mrjob's local runner, but its processes run the tasks themselves.
-
-    The original starts an interpreter for each task, which spends most of a small run on importing the same modules
-    again; here the processes of its pool are forks of the driver and have them.
-    """
-
-    @classmethod
-    def _default_opts(cls) -> Any:
-        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
-        return {**super()._default_opts(), "sort_bin": ["sort", "-S", "128M"]}
-
-    def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
-        return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type))
-
-    def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
-        """Run tasks in processes; the first error ends the others.
-
-        The original ends its multiprocessing.Pool in the middle of its work. That may wait for ever, when a process was
-        ended that held the lock under which the pool's own thread hands out tasks.
-        """
-        with ProcessPoolExecutor(self._opts["num_cores"], get_context("fork")) as pool:
-            try:
-                for task in as_completed([pool.submit(partial(_pickle_safe, func)) for func in funcs]):
-                    task.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in active_children():
-                    process.terminate()
-                raise
-
-
-def _run_task(
-    job_class: type[ReviewJob],
-    args: list[str],
-    stdin: BinaryIO,
-    stdout: BinaryIO,
-    stderr: BinaryIO,
-    folder: str,
-    environment: Mapping[str, str],
-) -> None:
-    os.chdir(folder)
-    os.environ.update(environment)
-    task = job_class(args)
-    task.sandbox(stdin, stdout, stderr)
-    try:
-        task.execute()
-    except BaseException:
-        stderr.write(traceback.format_exc().encode())
-        raise
 
 
 def run_job(

@@ -1,0 +1,112 @@
+"""mrjob's local runner with what it does line by line, or copies, done otherwise; the jobs see no difference."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mrjob.local import LocalMRJobRunner, _pickle_safe
+
+from mr.meter import nothing_to_reduce
+from mr.slices import Range, cut, open_slice
+
+REDUCERS_A_CORE = 2
+"""so that one that ends early leaves no core idle for long"""
+
+
+class ForkingRunner(LocalMRJobRunner):
+    """mrjob's local runner, but its processes run the tasks themselves.
+
+    The original starts an interpreter for each task, which spends most of a small run on importing the same modules
+    again; here the processes of its pool are forks of the driver and have them. The original copies the input of each
+    task, and of all reducers once more, line by line in one process; here a task reads its ranges of the files.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ranges: dict[tuple[str, int, int], list[Range]] = {}
+
+    @classmethod
+    def _default_opts(cls) -> Any:
+        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
+        return {**super()._default_opts(), "sort_bin": ["sort", "-S", "128M"]}
+
+    def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
+        ranges = self._ranges[task_type, step_num, task_num]
+        return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type), ranges)
+
+    def _split_mapper_input(self, input_paths: Iterable[str], step_num: int) -> list[dict[str, Any]]:
+        pieces = cut([Path(path) for path in input_paths], self._num_mappers(step_num) * self.job_class.MAPPERS_A_CORE)
+        self._hand_out("mapper", step_num, pieces)
+        # What a task is told of its input; nothing here asks for it.
+        return [{"file": str(piece[0][0]) if piece else "", "start": 0, "length": 0} for piece in pieces]
+
+    def _sort_reducer_input(self, step_num: int, num_map_tasks: int) -> None:
+        super()._sort_reducer_input(step_num, num_map_tasks)
+        for task in range(num_map_tasks):
+            os.unlink(self._task_output_path("mapper", step_num, task))
+
+    def _split_reducer_input(self, step_num: int) -> int:
+        path = Path(self._sorted_reducer_input_path(step_num))
+        if self.job_class.REDUCER_ONLY_SORTS:
+            path.rename(self._task_output_path("reducer", step_num, 0))
+            nothing_to_reduce()
+            return 0
+        pieces = cut([path], self._num_reducers(step_num) * REDUCERS_A_CORE, key=_key)
+        self._hand_out("reducer", step_num, pieces)
+        return len(pieces)
+
+    def _hand_out(self, task_type: str, step_num: int, pieces: Sequence[list[Range]]) -> None:
+        for task, piece in enumerate(pieces):
+            self._ranges[task_type, step_num, task] = piece
+            path = Path(self._task_input_path(task_type, step_num, task))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # mrjob opens it
+
+    def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
+        """Run tasks in processes; the first error ends the others.
+
+        The original ends its multiprocessing.Pool in the middle of its work. That may wait for ever, when a process was
+        ended that held the lock under which the pool's own thread hands out tasks.
+        """
+        with ProcessPoolExecutor(self._opts["num_cores"], get_context("fork")) as pool:
+            try:
+                for task in as_completed([pool.submit(partial(_pickle_safe, func)) for func in funcs]):
+                    task.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():
+                    process.terminate()
+                raise
+
+
+def _run_task(
+    job_class: type[Any],
+    args: list[str],
+    ranges: Sequence[Range],
+    _: BinaryIO,
+    stdout: BinaryIO,
+    stderr: BinaryIO,
+    folder: str,
+    environment: Mapping[str, str],
+) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    task = job_class(args)
+    with open_slice(ranges) as stdin:
+        task.sandbox(stdin, stdout, stderr)
+        try:
+            task.execute()
+        except BaseException:
+            stderr.write(traceback.format_exc().encode())
+            raise
+
+
+def _key(line: bytes) -> bytes:
+    return line.split(b"\t", 1)[0]
