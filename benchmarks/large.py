@@ -23,7 +23,7 @@ from benchmarks.rows import LENGTH, WORDS, prepared, row_blocks, warm
 from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest, part_rows
 from native.hdf5 import read_hdf5_index
 from native.index import write_index
-from native.writer import DEFAULT_CHUNK_ROWS, PART_BYTES
+from native.part_writer import DEFAULT_CHUNK_ROWS, PART_BYTES
 
 CHUNKS = 48_829
 ROWS = CHUNKS * DEFAULT_CHUNK_ROWS

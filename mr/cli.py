@@ -7,23 +7,21 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from mr.driver import preprocess
+from mr.driver import number_of_stages, preprocess
 from mr.errors import RunError, UsageError
 from mr.options import parse_options
 from mr.progress import Progress
 from mr.report import report
 from native.format import QUARANTINE_FILE, DatasetError
 
-STAGES = 5
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input."""
-    # A terminated run removes its temporary files like a failed one.
+    # A terminated run ends its processes like a failed one.
     signal.signal(signal.SIGTERM, _stop)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        manifest = preprocess(options, Progress(STAGES))
+        manifest = preprocess(options, Progress(number_of_stages(options)))
     except UsageError as error:
         return _say(str(error), 2)
     except RunError as error:
@@ -31,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatasetError as error:
         return _say(f"the dataset could not be written: {error}", 1)
     except KeyboardInterrupt:
-        return _say("interrupted; nothing was written", 130)
+        return _say("interrupted; no dataset was written", 130)
     except MemoryError:
-        return _say("out of memory; nothing was written: use fewer --cores", 1)
+        return _say("out of memory; no dataset was written: use fewer --cores", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}; nothing was written: check space and permissions", 1)
+        return _say(f"{where}{error.strerror or error}; no dataset was written: check space and permissions", 1)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
     print(report(manifest), end="")

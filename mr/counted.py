@@ -61,7 +61,7 @@ def read_counts(folder: Path, inputs: Sequence[Input], lines: Sequence[int], voc
     return Counted(
         files=files,
         counts={field: sum(file[field] for file in files) for field in COUNT_FIELDS},
-        reasons=_reasons(numbers),
+        reasons=reasons_of(numbers),
         lengths=lengths,
         words=words[:vocab_size],
         all_words=numbers["words:all"],
@@ -79,6 +79,7 @@ def _file_counts(numbers: Counter[str], number: int, path: Input, lines: int) ->
     return {"file": path.name, "lines": lines, **found}
 
 
-def _reasons(numbers: Counter[str]) -> dict[str, int]:
+def reasons_of(numbers: Counter[str]) -> dict[str, int]:
+    """Malformed lines per reason, the most frequent first."""
     found = {name.removeprefix("reason:"): count for name, count in numbers.items() if name.startswith("reason:")}
     return dict(sorted(found.items(), key=lambda entry: (-entry[1], entry[0])))

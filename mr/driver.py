@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mr.buckets import choose_bounds
 from mr.clean import CleanJob
@@ -18,22 +15,31 @@ from mr.count import CountJob
 from mr.counted import Counted, read_counts
 from mr.encode import EncodeJob
 from mr.errors import UsageError
-from mr.ingest import Ingested, ingest
-from mr.job import ReviewJob, check_runner, clear_cluster, run_job
+from mr.ingest import ingest
+from mr.job import RUNNERS_HERE, ReviewJob, check_runner, clear_cluster, output_stands, run_job
 from mr.meter import watched
 from mr.options import Options
 from mr.pack import pack
 from mr.progress import Progress
-from mr.quarantine import check_malformed, example, write_quarantine
+from mr.quarantine import check_malformed, example, malformed_of, read_malformed, write_quarantine
+from mr.records import parts
 from mr.settings import Settings
+from mr.stages import Digested, Stages, content_digests, open_stages, work_folder
 from mr.statistics import statistics
-from native.format import COUNT_FIELDS, QUARANTINE_FILE
+from mr.stores import RemoteFile
+from native.format import COUNT_FIELDS, MANIFEST, QUARANTINE_FILE, UNFINISHED, read_manifest
+from native.part_writer import Layout
 from native.text import FIRST_WORD_ID, SPLITS
-from native.writer import DatasetWriter
+from native.writer import finish_dataset
+
+
+def number_of_stages(options: Options) -> int:
+    """That preprocess tells of."""
+    return 6 if _all_here(options) else 5
 
 
 def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
-    """Make the dataset.
+    """Make the dataset, or the rest of it where an earlier call with the same inputs and settings was cut off.
 
     Returns:
         Its manifest.
@@ -42,78 +48,201 @@ def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
         UsageError: the input cannot be used, or nothing of it remains.
         RunError: a failure during the run.
     """
-    with _work_folder(options.out) as work, _cluster(options, work):
-        shards = _ingest(options, work, progress)
-        settings, settings_file = options.settings, options.settings.write(work / "settings.json")
-        run = _Jobs(options, work, progress)
-        run(CleanJob, shards.shards, "clean", {"settings": settings_file})
-        clean = sorted((work / "clean").glob("part-*"))
-        shutil.rmtree(work / "shards")
-        run(CountJob, clean, "count", {"settings": settings_file})
-        counted = read_counts(work / "count", options.inputs, shards.lines, settings.vocab_size)
-        check_malformed(counted, options.max_malformed, options.out, work / "count", options.inputs)
-        _check_not_empty(options, counted, work / "count")
-        vocabulary = options.vocabulary or tuple(word for word, _ in counted.words)
-        settings = _with_bounds(settings, counted, len(vocabulary))
-        settings_file = settings.write(work / "encode.json")
-        words_file = work / "vocabulary.txt"
-        words_file.write_bytes("".join(f"{word}\n" for word in vocabulary).encode())
-        run(EncodeJob, clean, "encode", {"settings": settings_file, "vocabulary": words_file})
-        return _write_dataset(options, settings, counted, vocabulary, work, progress)
 
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder for everything temporary, removed at the end, whatever the end is."""
-    parent = Path(os.environ.get("TMPDIR") or next(path for path in out.absolute().parents if path.is_dir()))
-    if "#" in str(parent):
-        raise UsageError(
-            f"{parent}: mrjob cannot work in a folder whose path holds '#'; choose another --out, or set TMPDIR"
-        )
-    try:
-        work = Path(tempfile.mkdtemp(prefix=".mr-", dir=parent))
-    except OSError as error:
-        raise UsageError(
-            f"{parent}: no temporary folder can be made here ({error.strerror}); set TMPDIR or choose another --out"
-        ) from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _cluster(options: Options, work: Path) -> Iterator[None]:
-    """Checks that the jobs can run there; removes at the end what they left for each other."""
-    check_runner(work, runner=options.runner, conf=options.conf, spark_master=options.spark_master)
-    try:
-        yield
-    finally:
+    def clear(work: Path) -> None:
         clear_cluster(work, runner=options.runner, conf=options.conf)
 
+    work = options.work or work_folder(options.out)
+    with open_stages(work, options.work is not None, clear) as stages:
+        check_runner(work, runner=options.runner, conf=options.conf, spark_master=options.spark_master)
+        return _Run(options, stages, progress).manifest()
 
-def _ingest(options: Options, work: Path, progress: Progress) -> Ingested:
-    folder = work / "shards"
-    folder.mkdir()
-    size = sum(path.stat().st_size for path in options.inputs)
-    with progress.stage("reading the input") as stage:
-        shards = ingest(
-            options.inputs,
-            folder,
-            options.settings.fields,
-            lambda done, lines, written: stage.tell(done / max(size, 1), lines, written),
-        )
-    if not shards.shards:
-        raise UsageError(
-            f"{options.inputs[0]}{' and all others' if len(options.inputs) > 1 else ''}: empty; give files with reviews"
-        )
-    return shards
+
+def _all_here(options: Options) -> bool:
+    return not any(isinstance(path, RemoteFile) for path in options.inputs)
+
+
+class _Run:
+    """One call: its stages one after the other, each with the key of all that it depends on."""
+
+    def __init__(self, options: Options, stages: Stages, progress: Progress) -> None:
+        self.options, self.stages, self.progress = options, stages, progress
+        self.settings, self.work = options.settings, stages.work
+        self.jobs = _Jobs(options, self.work, progress)
+
+    def manifest(self) -> dict[str, Any]:
+        """Of the finished dataset."""
+        options, settings = self.options, self.settings
+        local = _all_here(options)
+        sources = self._digests() if local else None
+        ingested = None if sources is None else self._known_lines(sources)
+        if sources is not None and (known := self._finished(sources)) is not None:
+            return known
+        if ingested is None:
+            # Files elsewhere are read once: their digests are known afterwards.
+            ingested, sources = self._ingest(sources)
+            if not local and (known := self._finished(sources)) is not None:
+                return known
+        assert sources is not None
+        clean_key = self._clean(sources, ingested)
+        counted = self._count(clean_key, ingested)
+        vocabulary = options.vocabulary or tuple(word for word, _ in counted.words)
+        settings = _with_bounds(settings, counted, len(vocabulary))
+        encode_key = self._encode(clean_key, settings, vocabulary)
+        return self._write(encode_key, self._made_from(sources), settings, counted, vocabulary)
+
+    def _digests(self) -> list[list[str]]:
+        size = sum(path.stat().st_size for path in self.options.inputs)
+        with self.progress.stage("looking at the input", "bytes") as stage:
+            return content_digests(self.options.inputs, lambda done: stage.tell(done / max(size, 1), done, done))
+
+    def _made_from(self, sources: list[list[str]]) -> str:
+        return self.stages.key("dataset", sources, self.settings.to_json(), self.options.vocabulary)
+
+    def _finished(self, sources: list[list[str]]) -> dict[str, Any] | None:
+        """The manifest where the dataset was made by this call before."""
+        out = self.options.out
+        if not (out / MANIFEST).exists():
+            return None
+        manifest = read_manifest(out)
+        if manifest.get("made_from") != self._made_from(sources):
+            raise UsageError(
+                f"--out {out}: holds a dataset of other reviews or settings; name a new folder, nothing is overwritten"
+            )
+        (out / UNFINISHED).unlink(missing_ok=True)
+        self.progress.note(f"{out} was made of these reviews with these settings: nothing to do")
+        return manifest
+
+    def _known_lines(self, sources: list[list[str]]) -> list[int] | None:
+        """Lines per file of an input that was read before, where the shards or what was made of them still stand."""
+        key = self._ingest_key(sources)
+        lines: list[int] | None = self.stages.result("ingest", key)
+        cleaned = self.stages.result("clean", self._clean_key(sources)) is not None
+        if lines is not None and (cleaned or (self.work / "ingest").is_dir()):
+            self.progress.skipped("reading the input")
+            return lines
+        return None
+
+    def _ingest_key(self, sources: list[list[str]]) -> str:
+        return self.stages.key("ingest", sources, asdict(self.settings.fields))
+
+    def _ingest(self, sources: list[list[str]] | None) -> tuple[list[int], list[list[str]]]:
+        options = self.options
+        self.stages.begin("ingest")
+        folder = self.work / "ingest"
+        folder.mkdir()
+        size = sum(path.stat().st_size for path in options.inputs)
+        inputs: list[Any] = [path if sources is not None else Digested(path) for path in options.inputs]
+        with self.progress.stage("reading the input") as stage:
+            found = ingest(
+                inputs,
+                folder,
+                options.settings.fields,
+                lambda done, lines, written: stage.tell(done / max(size, 1), lines, written),
+            )
+        if not found.shards:
+            raise UsageError(
+                f"{options.inputs[0]}{' and all others' if len(inputs) > 1 else ''}: empty; give files with reviews"
+            )
+        if sources is None:
+            sources = [[path.name, path.digest()] for path in inputs]
+        self.stages.end("ingest", self._ingest_key(sources), found.lines)
+        return found.lines, sources
+
+    def _clean_key(self, sources: list[list[str]]) -> str:
+        words, place = self.settings.text.stop_words, self._place()
+        return self.stages.key("clean", self._ingest_key(sources), list(words), place)
+
+    def _place(self) -> str:
+        """Where a job's output is that stays on a cluster."""
+        return "here" if self.options.runner in RUNNERS_HERE else self.options.runner
+
+    def _clean(self, sources: list[list[str]], lines: list[int]) -> str:
+        key = self._clean_key(sources)
+        if self._skipped("clean", key):
+            return key
+        shards = sorted((self.work / "ingest").iterdir())
+        self.jobs(CleanJob, shards, "clean", {"settings": self.settings.write(self.work / "settings.json")})
+        self.stages.end("clean", key, True)
+        shutil.rmtree(self.work / "ingest")
+        return key
+
+    def _count(self, clean_key: str, lines: list[int]) -> Counted:
+        options, settings, folder = self.options, self.settings, self.work / "count"
+        clean = parts(self.work / "clean")
+        check_malformed(read_malformed(self.work / "clean", options.inputs, lines), options)
+        key = self.stages.key("count", clean_key, settings.text.to_json(), settings.split, settings.vocab_size)
+        if not self._skipped("count", key):
+            self.jobs(CountJob, clean, "count", {"settings": settings.write(self.work / "settings.json")})
+            self.stages.end("count", key, True)
+        counted = read_counts(folder, options.inputs, lines, settings.vocab_size)
+        check_malformed(malformed_of(counted, folder), options)
+        _check_not_empty(options, counted, folder)
+        return counted
+
+    def _encode(self, clean_key: str, settings: Settings, vocabulary: tuple[str, ...]) -> str:
+        words = "".join(f"{word}\n" for word in vocabulary).encode()
+        key = self.stages.key("encode", clean_key, settings.to_json(), hashlib.sha256(words).hexdigest())
+        if not self._skipped("encode", key):
+            words_file = self.work / "vocabulary.txt"
+            words_file.write_bytes(words)
+            files = {"settings": settings.write(self.work / "encode-settings.json"), "vocabulary": words_file}
+            self.jobs(EncodeJob, parts(self.work / "clean"), "encode", files)
+            self.stages.end("encode", key, True)
+        return key
+
+    def _skipped(self, stage: str, key: str) -> bool:
+        """Whether a job's output stands already; if not, what there is of it is removed."""
+        if self.stages.result(stage, key) and output_stands(
+            self.work / stage, runner=self.options.runner, conf=self.options.conf
+        ):
+            self.progress.skipped(TITLES[stage])
+            return True
+        self.stages.begin(stage, f"{stage}-scratch")
+        return False
+
+    def _write(
+        self, encode_key: str, made_from: str, settings: Settings, counted: Counted, vocabulary: tuple[str, ...]
+    ) -> dict[str, Any]:
+        options, out, kept = self.options, self.options.out, counted.counts["kept"]
+        layout = Layout(settings.bounds, _rows(settings, counted), len(vocabulary))
+        with self.progress.stage("writing the dataset", "rows") as stage:
+            packed = pack(
+                self.work / "encode",
+                out,
+                layout,
+                key=encode_key,
+                processes=1 if options.runner == "inline" else options.cores,
+                progress=lambda done: stage.tell(done / kept, done),
+            )
+            write_quarantine(out / QUARANTINE_FILE, self.work / "count", options.inputs)
+            unknown = {split: sum(part["unknown"] for part in packed[split]) for split in SPLITS}
+            counted_words = options.vocabulary is None
+            manifest = finish_dataset(
+                out,
+                layout,
+                packed,
+                vocabulary,
+                text=settings.text.to_json(),
+                counts=counted.counts,
+                extra={
+                    "inputs": counted.files,
+                    "split": settings.split,
+                    "made_from": made_from,
+                    "statistics": statistics(
+                        counted, settings.bounds, settings.text.max_length, unknown, counted_words
+                    ),
+                },
+            )
+        (out / UNFINISHED).unlink()
+        return manifest
+
+
+TITLES = {"clean": "cleaning, dropping duplicates", "count": "counting words", "encode": "encoding"}
 
 
 class _Jobs:
     """Runs jobs with the options of the call."""
-
-    TITLES: ClassVar = {"clean": "cleaning, dropping duplicates", "count": "counting words", "encode": "encoding"}
 
     def __init__(self, options: Options, work: Path, progress: Progress) -> None:
         self.options, self.work, self.progress = options, work, progress
@@ -123,7 +252,7 @@ class _Jobs:
         scratch.mkdir()
         size = sum(path.stat().st_size for path in inputs)
         unit = "lines" if job is CleanJob else "records"
-        with self.progress.stage(self.TITLES[name], unit) as stage, watched(stage, size):
+        with self.progress.stage(TITLES[name], unit) as stage, watched(stage, size):
             run_job(
                 job,
                 inputs,
@@ -164,40 +293,10 @@ def _with_bounds(settings: Settings, counted: Counted, vocabulary: int) -> Setti
     return replace(settings, bounds=bounds, item_bytes=2 if vocabulary + FIRST_WORD_ID <= 1 << 16 else 4)
 
 
-def _write_dataset(
-    options: Options, settings: Settings, counted: Counted, vocabulary: tuple[str, ...], work: Path, progress: Progress
-) -> dict[str, Any]:
-    new = not options.out.exists()
+def _rows(settings: Settings, counted: Counted) -> dict[str, tuple[int, ...]]:
+    """Rows per split and bucket."""
     rows = {split: [0] * len(settings.bounds) for split in SPLITS}
     for split, lengths in counted.lengths.items():
         for length, count in lengths.items():
             rows[split][next(i for i, bound in enumerate(settings.bounds) if length <= bound)] += count
-    writer = DatasetWriter(options.out, bounds=settings.bounds, rows=rows, vocabulary=vocabulary)
-    try:
-        kept = counted.counts["kept"]
-        with progress.stage("writing the dataset", "rows") as stage:
-            unknown = pack(
-                work / "encode",
-                writer,
-                settings.bounds,
-                settings.item_bytes,
-                lambda done: stage.tell(done / kept, done),
-            )
-            write_quarantine(options.out / QUARANTINE_FILE, work / "count", options.inputs)
-            return writer.finish(
-                text=settings.text.to_json(),
-                counts=counted.counts,
-                extra={
-                    "inputs": counted.files,
-                    "split": settings.split,
-                    "statistics": statistics(
-                        counted, settings.bounds, settings.text.max_length, unknown, options.vocabulary is None
-                    ),
-                },
-            )
-    except BaseException:
-        writer.abort()
-        (options.out / QUARANTINE_FILE).unlink(missing_ok=True)
-        if new:
-            shutil.rmtree(options.out, ignore_errors=True)
-        raise
+    return {split: tuple(counts) for split, counts in rows.items()}

@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A failure during the run, exit status 1."""
+
+
+class TooManyMalformed(UsageError):
+    """More lines are malformed than may be: what was done holds for a call that lets them pass."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mrjob.local import LocalMRJobRunner, _pickle_safe
 
 from mr.meter import nothing_to_reduce
+from mr.pool import run_tasks
 from mr.slices import Range, cut, open_slice
 
 REDUCERS_A_CORE = 2
@@ -75,15 +74,8 @@ class ForkingRunner(LocalMRJobRunner):
         The original ends its multiprocessing.Pool in the middle of its work. That may wait for ever, when a process was
         ended that held the lock under which the pool's own thread hands out tasks.
         """
-        with ProcessPoolExecutor(self._opts["num_cores"], get_context("fork")) as pool:
-            try:
-                for task in as_completed([pool.submit(partial(_pickle_safe, func)) for func in funcs]):
-                    task.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in active_children():
-                    process.terminate()
-                raise
+        for _ in run_tasks([partial(_pickle_safe, func) for func in funcs], self._opts["num_cores"]):
+            pass
 
 
 def _run_task(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -23,23 +21,6 @@ from mr.settings import Settings
 Pairs = Iterator[tuple[bytes, bytes]]
 RUNNERS_HERE = ("inline", "local")
 RUNNERS = (*RUNNERS_HERE, "spark", "hadoop", "emr")
-
-
-_pool_may_fork = False
-
-
-def _leave_signals_to_the_driver() -> None:
-    """In a process that the local runner's pool has forked: end at once when told to.
-
-    It would inherit the command's handlers, and its pool would wait for ever for a process that an exception out of a
-    handler did not end. Ctrl-C goes to the driver, which ends the pool.
-    """
-    if _pool_may_fork:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-os.register_at_fork(after_in_child=_leave_signals_to_the_driver)
 
 
 class RecordProtocol:
@@ -186,6 +167,19 @@ def check_runner(work: Path, *, runner: str, conf: Path | None = None, spark_mas
         import_module("mr.remote").check(work, runner=runner, conf=conf, spark_master=spark_master)
 
 
+def output_stands(output: Path, *, runner: str, conf: Path | None = None) -> bool:
+    """Whether the output of a job is still there, on the cluster where it stayed there.
+
+    Args:
+        output: folder of a job that ended.
+        runner: see run_job.
+        conf: see run_job.
+    """
+    if not any(output.glob("part-*")):
+        return False
+    return runner in RUNNERS_HERE or bool(import_module("mr.remote").stands(output, runner=runner, conf=conf))
+
+
 def clear_cluster(work: Path, *, runner: str, conf: Path | None = None) -> None:
     """Remove what jobs left on a cluster for each other; what cannot be removed is told on standard error.
 
@@ -208,7 +202,6 @@ def _run_here(
     files: dict[str, Path],
     conf: Path | None,
 ) -> None:
-    global _pool_may_fork
     silence_mrjob()
     args = ["-r", runner, "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
     args += ["--no-conf"] if conf is None else ["--conf-path", str(conf)]
@@ -217,7 +210,6 @@ def _run_here(
     for name, path in files.items():
         args += [f"--{name}", str(path)]
     job = job_class([*args, *(glob.escape(str(path)) for path in inputs)])
-    _pool_may_fork = True
     try:
         with job.make_runner() as run:
             run.job_class = job_class
@@ -227,7 +219,6 @@ def _run_here(
                 name = job_class.__name__
                 raise RunError(f"{name} failed: {_last_words(scratch) or error}; nothing was written") from error
     finally:
-        _pool_may_fork = False
         logging.getLogger("mrjob").handlers.clear()
 
 

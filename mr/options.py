@@ -19,7 +19,7 @@ from mr.review import Fields
 from mr.settings import Settings
 from mr.stopwords import ENGLISH
 from mr.stores import Input
-from native.format import DatasetError, read_manifest, read_vocabulary
+from native.format import MANIFEST, UNFINISHED, DatasetError, read_manifest, read_vocabulary
 from native.text import SPLITS, TextSettings, tokenize
 
 DESCRIPTION = """\
@@ -58,6 +58,8 @@ class Options:
     """of another dataset; None: it is counted"""
     max_malformed: float
     """percent of all lines; more stop the run"""
+    work: Path | None
+    """folder for what stages leave, kept; None: one of the dataset's own, removed at the end"""
     conf: Path | None
     """an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others"""
     spark_master: str | None
@@ -102,6 +104,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         ),
         vocabulary=vocabulary,
         max_malformed=values.max_malformed,
+        work=values.work,
         conf=values.conf_path,
         spark_master=values.spark_master,
     )
@@ -134,6 +137,13 @@ def _parser() -> _Parser:
         default=cores,
         help="processes of the local runner, and of Spark on this machine (default: the cores this process may use, "
         f"here {cores})",
+    )
+    add(
+        "--work",
+        metavar="DIR",
+        type=Path,
+        help="keep what the stages leave in this folder, so that a later call there with other settings or another "
+        "--out does again only what depends on them (default: DATA.work, removed when DATA is finished)",
     )
     add(
         "--conf-path",
@@ -281,7 +291,9 @@ def _stop_words(choice: str) -> tuple[str, ...]:
 
 def _new_folder(out: Path) -> Path:
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # A dataset may be that of this very call, and an unfinished one is gone on with: the driver looks.
+        ours = any((out / name).exists() for name in (MANIFEST, UNFINISHED))
+        if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
             kind = "not empty" if out.is_dir() else "a file"
             raise UsageError(f"--out {out}: {kind}; name a new folder, nothing is overwritten")
         parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -33,6 +33,17 @@ class Progress:
     def __init__(self, stages: int, stream: TextIO | None = None) -> None:
         self._stages, self._stage = stages, 0
         self._stream = stream or sys.stderr
+
+    def note(self, text: str) -> None:
+        """Write a line between stages."""
+        with _writing:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
+    def skipped(self, title: str) -> None:
+        """A stage need not be done."""
+        self._stage += 1
+        self.note(f"[{self._stage}/{self._stages}] {title}: done before, input and settings are the same")
 
     @contextmanager
     def stage(self, title: str, unit: str = "lines") -> Iterator[Stage]:
@@ -115,6 +126,25 @@ class Stage:
         with _writing:
             self._stream.write(text)
             self._stream.flush()
+
+
+@contextmanager
+def ticking(look: Callable[[], None]) -> Iterator[None]:
+    """Call something from a thread, now and then while what is inside runs, and once at its end."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(RENEW_SECONDS):
+            look()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()
 
 
 def _bar(head: str, stream: TextIO) -> Any:

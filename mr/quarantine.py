@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mr.counted import Counted
-from mr.errors import UsageError
-from mr.records import QUARANTINE, merge_sorted, read_quarantine
+from mr.counted import Counted, reasons_of
+from mr.errors import TooManyMalformed
+from mr.options import Options
+from mr.records import NUMBER, QUARANTINE, merge_sorted, parts, read_quarantine
 from mr.stores import Input
 
 _SHOWN_REASONS = 8
@@ -32,33 +35,60 @@ def write_quarantine(path: Path, folder: Path, inputs: Sequence[Input]) -> None:
             stream.write(json.dumps(entry) + "\n")
 
 
-def check_malformed(counted: Counted, percent: float, out: Path, folder: Path, inputs: Sequence[Input]) -> None:
+@dataclass(frozen=True)
+class MalformedLines:
+    """How many of how many lines are malformed."""
+
+    lines: int
+    files: list[tuple[str, int]]
+    """name and malformed lines per file"""
+    reasons: dict[str, int]
+    folder: Path
+    """a job's output, with the malformed records"""
+
+
+def malformed_of(counted: Counted, folder: Path) -> MalformedLines:
+    """From what the count job found, and its output folder."""
+    files = [(file["file"], file["malformed"]) for file in counted.files]
+    return MalformedLines(counted.counts["lines"], files, counted.reasons, folder)
+
+
+def read_malformed(folder: Path, inputs: Sequence[Input], lines: Sequence[int]) -> MalformedLines:
+    """From the output folder of the clean job, before its reviews are read; nothing where it stays on a cluster.
+
+    Numbers and malformed records sort before reviews, so that the first lines of each part tell.
+    """
+    numbers: Counter[str] = Counter()
+    for path in parts(folder):
+        with path.open("rb") as stream:
+            for line in takewhile(lambda line: line[:1] in (NUMBER, QUARANTINE), stream):
+                if line.startswith(NUMBER):
+                    name, value = line[len(NUMBER) :].split(b"\t")
+                    numbers[name.decode()] += int(value)
+    files = [(path.name, numbers[f"file:{number}:malformed"]) for number, path in enumerate(inputs)]
+    return MalformedLines(sum(lines), files, reasons_of(numbers), folder)
+
+
+def check_malformed(found: MalformedLines, options: Options) -> None:
     """Stop where too many lines are malformed; the quarantine file then stands beside the dataset's place.
 
-    Args:
-        counted: from the count job.
-        percent: of all lines that may be malformed.
-        out: folder that the dataset would have had.
-        folder: output of the count job.
-        inputs: the input files, in the order of their numbers.
-
     Raises:
-        UsageError: more are.
+        TooManyMalformed: more are than options.max_malformed percent.
     """
-    lines, malformed = counted.counts["lines"], counted.counts["malformed"]
-    if malformed * 100 <= percent * lines:
+    malformed, percent, out = sum(count for _, count in found.files), options.max_malformed, options.out.absolute()
+    if malformed * 100 <= percent * found.lines:
         return
-    kept_at = out.absolute().with_name(f"{out.absolute().name}.quarantine.jsonl")
+    kept_at = out.with_name(f"{out.name}.quarantine.jsonl")
     kept_at.parent.mkdir(parents=True, exist_ok=True)
-    write_quarantine(kept_at, folder, inputs)
-    worst = max(counted.files, key=lambda file: (file["malformed"], file["file"]))
-    reasons = [f"{reason}: {count:,}" for reason, count in counted.reasons.items()]
+    write_quarantine(kept_at, found.folder, options.inputs)
+    worst, most = max(found.files, key=lambda file: (file[1], file[0]))
+    reasons = [f"{reason}: {count:,}" for reason, count in found.reasons.items()]
     if len(reasons) > _SHOWN_REASONS:
         reasons[_SHOWN_REASONS:] = [f"{len(reasons) - _SHOWN_REASONS} other reasons"]
-    share = 100 * malformed / lines
-    raise UsageError(
-        f"{malformed:,} of {lines:,} lines ({share:.3g} %) are malformed, {worst['malformed']:,} of them in "
-        f"{worst['file']}, more than --max-malformed {percent:g} allows: {'; '.join(reasons)}; each stands in "
+    share = 100 * malformed / found.lines
+    raise TooManyMalformed(
+        f"{malformed:,} of {found.lines:,} lines ({share:.3g} %) are malformed, {most:,} of them in "
+        f"{worst}, more than --max-malformed {percent:g} allows: {'; '.join(reasons)}; each stands in "
         f"{kept_at} with file, line and reason; mend the input, or let it pass with --max-malformed {math.ceil(share)}"
     )
 

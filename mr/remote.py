@@ -88,6 +88,16 @@ def check(work: Path, *, runner: str, conf: Path | None, spark_master: str | Non
     runner_arguments(runner, cores=1, conf=conf, spark_master=spark_master, scratch=work)
 
 
+def stands(output: Path, *, runner: str, conf: Path | None) -> bool:
+    """Whether an output that stayed on the cluster is still there; see mr.job.output_stands."""
+    if not (output / PLACE).exists():
+        return True
+    there = json.loads((output / PLACE).read_text())["output"]
+    with tempfile.TemporaryDirectory(prefix="mr-stands-") as scratch:
+        store = store_of(open_filesystem(runner, conf=conf, scratch=Path(scratch)), there)
+        return bool(store.sizes(join(there, _SUCCESS)))
+
+
 def discard(work: Path, *, runner: str, conf: Path | None) -> None:
     """Remove what jobs left on the cluster, and the folders that told of it; see mr.job.clear_cluster."""
     for place in work.glob(f"*/{PLACE}"):

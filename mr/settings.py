@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mr.review import Fields
 from native.text import TextSettings
@@ -25,10 +26,13 @@ class Settings:
     item_bytes: int = 2
     """2 or 4: bytes of a token id"""
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**self.__dict__, "text": self.text.to_json(), "fields": asdict(self.fields)}
+
     def write(self, path: Path) -> Path:
-        """Write the settings to a new file; returns its path."""
-        value = {**self.__dict__, "text": self.text.to_json(), "fields": asdict(self.fields)}
-        path.write_text(json.dumps(value))
+        """Write the settings to a file; returns its path."""
+        path.write_text(json.dumps(self.to_json()))
         return path
 
     @classmethod

@@ -33,6 +33,7 @@ FORMAT_NAME = "reviews-hdf5"
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 VOCABULARY = "vocabulary.txt"
+UNFINISHED = "unfinished.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 MAX_BOUND = 9_999
 MAX_CHUNK_ROWS = 1 << 20

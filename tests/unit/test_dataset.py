@@ -62,7 +62,7 @@ def assert_same(folder: Path, split: str, bucket: int, rows: np.ndarray, batch: 
 def test_random_shapes_read_as_the_slow_twin_reads_them(
     tmp_path_factory, monkeypatch, bound, rows, chunk_rows, words, compress, cache, part_bytes, seed
 ):
-    monkeypatch.setattr("native.writer.PART_BYTES", part_bytes)
+    monkeypatch.setattr("native.part_writer.PART_BYTES", part_bytes)
     folder = tmp_path_factory.mktemp("data")
     write_dataset(
         folder, bounds=[bound], rows={"train": [rows]}, words=words, chunk_rows=chunk_rows, compress=compress, seed=seed
@@ -189,7 +189,7 @@ def test_the_files_are_what_the_contract_says(folder):
 
 
 def test_only_a_buckets_last_chunk_is_short_across_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("native.writer.PART_BYTES", 4000)
+    monkeypatch.setattr("native.part_writer.PART_BYTES", 4000)
     write_dataset(tmp_path / "data", rows={"train": [700, 433]})
     manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())
     paths = [part["path"] for part in manifest["parts"] if part["path"].startswith("train")]

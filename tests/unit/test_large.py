@@ -17,7 +17,7 @@ import xxhash
 import native
 from engine.plan import Plan
 from native.format import group_name
-from native.writer import LZ4_PLANES
+from native.part_writer import LZ4_PLANES
 from tests.synthetic import seal, write_dataset
 
 BOUND, CHUNK_ROWS = 8192, 256

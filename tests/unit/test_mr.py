@@ -17,7 +17,7 @@ from mr import sample
 from mr.cli import main
 from mr.options import parse_options
 from mr.stopwords import ENGLISH
-from native.format import read_manifest, read_vocabulary
+from native.format import DatasetError, read_manifest, read_vocabulary
 from native.text import FIRST_WORD_ID, SPLITS, Encoder, TextSettings, normalize, split_of, text_digest, tokenize
 
 h5py = pytest.importorskip("h5py")
@@ -317,7 +317,8 @@ def test_a_failing_task_is_one_line_with_its_cause(tmp_path, monkeypatch, capfd)
         errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("[")]
         assert len(errors) == 1
         assert "division by zero" in errors[0]
-        assert [entry.name for entry in tmp_path.iterdir()] == ["good.json"]
+        assert f"what was done is kept in {tmp_path / 'out.work'}" in errors[0]
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["good.json", "out.work"]
 
 
 def test_the_runners_processes_end_when_told_to(tmp_path, monkeypatch, capfd):
@@ -338,7 +339,8 @@ def test_a_failure_while_writing_leaves_no_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("mr.driver.write_quarantine", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     (tmp_path / "out").mkdir()
     assert main([str(path), "--out", str(tmp_path / "out"), "-r", "inline"]) == 1
-    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["good.json", "out"]
+    with pytest.raises(DatasetError, match="dataset.json"):
+        read_manifest(tmp_path / "out")
 
 
 def test_the_command_from_anywhere_and_killed(tmp_path):
@@ -357,7 +359,7 @@ def test_the_command_from_anywhere_and_killed(tmp_path):
     running.terminate()
     assert running.wait(30) != 0
     assert "Traceback" not in running.stderr.read()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["big.json", "good.json", "out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["big.json", "good.json", "killed.work", "out"]
 
 
 def test_defaults_are_those_of_the_contract(tmp_path):

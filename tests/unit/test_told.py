@@ -70,9 +70,12 @@ def test_too_many_malformed_lines_stop_with_reasons_and_the_quarantine(tmp_path,
         ("x.json", 94 + number, line) for number, line in enumerate(bad)]  # fmt: skip
     assert not (tmp_path / "new" / "out").exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["good.json", "new", "x.json"]
+    assert sorted(entry.name for entry in place.parent.iterdir()) == ["out.quarantine.jsonl", "out.work"]
     # As the message says, and in a place that the quarantine left free.
-    way = re.search(r"--max-malformed (\d+)$", told).group(1)
+    way = re.search(r"let it pass with --max-malformed (\d+);", told).group(1)
     manifest = run(tmp_path / "new" / "out", path, tmp_path / "good.json", "--max-malformed", way)
+    assert "cleaning, dropping duplicates: done before" in capfd.readouterr().err
+    assert sorted(entry.name for entry in place.parent.iterdir()) == ["out", "out.quarantine.jsonl"]
     assert manifest["counts"]["malformed"] == 7
     assert (tmp_path / "new" / "out" / "quarantine.jsonl").read_bytes() == place.read_bytes()
     assert sum(manifest["statistics"]["malformed_reasons"].values()) == 7
@@ -201,7 +204,7 @@ def test_a_stage_that_fails_claims_nothing():
 @pytest.mark.parametrize("runner", ["inline", "local"])
 def test_jobs_are_watched_from_beginning_to_end(reviews, tmp_path, capfd, monkeypatch, runner):
     monkeypatch.setattr("mr.progress.LINE_SECONDS", 0)
-    monkeypatch.setattr("mr.meter._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("mr.progress.RENEW_SECONDS", 0.01)
     monkeypatch.setattr("mr.meter._ADD_BYTES", 1000)
     assert main([str(reviews), "--out", str(tmp_path / "out"), "-r", runner, "--cores", "2"]) == 0
     shown = capfd.readouterr().err
@@ -225,6 +228,6 @@ def test_the_command_on_a_terminal(reviews, tmp_path):
             shown += block.decode()
     os.close(master)
     assert running.wait() == 0, shown
-    assert "[2/5] cleaning, dropping duplicates   0%|" in shown
-    assert shown.count("\n") == 5
+    assert "[3/6] cleaning, dropping duplicates   0%|" in shown
+    assert shown.count("\n") == 6
     assert "digest" in (tmp_path / "stdout").read_text()

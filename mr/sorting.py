@@ -1,0 +1,41 @@
+"""Sorts files of records by their bytes, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from mr.errors import RunError
+
+BUFFER = "128M"
+"""memory of a sort; what does not fit goes to files"""
+
+
+def sort_lines(inputs: Sequence[str | Path], output: str | Path, scratch: str | Path) -> None:
+    """Sort the lines of all inputs into one file, which may be one of them.
+
+    Sorting whole lines groups equal keys as well, and is faster than sorting by the key.
+
+    Args:
+        inputs: files; none gives an empty output.
+        output: the file.
+        scratch: a folder for what does not fit into memory.
+
+    Raises:
+        RunError: sort is not there, or failed, on a full disk for instance.
+    """
+    if not inputs:
+        Path(output).touch()
+        return
+    command = ["sort", "-S", BUFFER, "-T", str(scratch), "-o", str(output), "--", *map(str, inputs)]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        )
+    except OSError as error:
+        raise RunError(f"the command sort cannot be run ({error.strerror}); install GNU coreutils") from error
+    if done.returncode:
+        told = " ".join(done.stderr.decode("utf-8", "replace").split()) or f"status {done.returncode}"
+        raise RunError(f"records could not be sorted: {told}; free some space, or set TMPDIR")

@@ -1,0 +1,222 @@
+"""The stages of a run, each done once: what they left stands in the work folder, with the key of what it was made from.
+
+    <work>/lock, <work>/<stage>.json (key, result), and the folders that the stage made
+
+A stage's record is written when all that it made is whole, so that a run that was killed finds what stands and goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from mr.errors import RunError, TooManyMalformed, UsageError
+from mr.stores import Input
+from native.files import write_durably
+from native.format import json_digest
+
+VERSION = 1
+"""of what stages leave; another one's are done again"""
+STAGES = ("ingest", "clean", "count", "encode")
+_READ_BYTES = 1 << 20
+_LOCK_TRIES = 20
+
+
+class Stages:
+    """The work folder of a run, locked; used by open_stages."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def key(self, stage: str, *parts: Any) -> str:
+        """Names what a stage is made from: digests, settings, the keys of stages before, as plain values."""
+        return json_digest([VERSION, stage, *parts])
+
+    def result(self, stage: str, key: str) -> Any:
+        """What a stage found that was made from the same and still stands; None: it is to be done."""
+        try:
+            record = json.loads((self.work / f"{stage}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return record["result"] if record.get("key") == key else None
+
+    def begin(self, stage: str, *leftovers: str) -> None:
+        """Remove what an unfinished or other run left of a stage."""
+        (self.work / f"{stage}.json").unlink(missing_ok=True)
+        for name in (stage, *leftovers):
+            shutil.rmtree(self.work / name, ignore_errors=True)
+
+    def end(self, stage: str, key: str, result: Any) -> None:
+        """All that a stage made is whole: record it with what it found, a plain value other than None."""
+        write_durably(self.work / f"{stage}.json", json.dumps({"key": key, "result": result}).encode())
+
+    @property
+    def any_done(self) -> bool:
+        """Whether something stands that is worth keeping."""
+        return any((self.work / f"{stage}.json").exists() for stage in STAGES)
+
+
+@contextmanager
+def open_stages(work: Path, keep: bool, clear: Callable[[Path], None]) -> Iterator[Stages]:
+    """Make or find the work folder, and lock it.
+
+    It is removed at the end; but it stays, and that is told, after a failure that the same command may go on from.
+
+    Args:
+        work: the folder.
+        keep: it stays in any case.
+        clear: called with the folder before it is removed.
+
+    Raises:
+        UsageError: it cannot be made, or another run uses it.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("wb")
+    except OSError as error:
+        raise UsageError(
+            f"{work}: no temporary folder can be made here ({error.strerror}); set TMPDIR or choose another --out"
+        ) from None
+    with lock:
+        _lock(lock, work)
+        stages = Stages(work)
+        try:
+            yield stages
+        except BaseException as error:
+            worth = not isinstance(error, UsageError) or isinstance(error, TooManyMalformed)
+            if not keep and not (worth and stages.any_done):
+                clear(work)
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            kept = f"what was done is kept in {work} ({_size(work) / 1e6:,.1f} MB): the same command goes on from it"
+            if isinstance(error, (UsageError, RunError)):
+                raise type(error)(f"{error}; {kept}") from error
+            print(f"mr: {kept}", file=sys.stderr)
+            raise
+        if not keep:
+            clear(work)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def content_digests(files: Sequence[Input], progress: Callable[[int], None] = lambda done: None) -> list[list[str]]:
+    """Base name and XXH3 of the bytes of each file.
+
+    Args:
+        files: local ones.
+        progress: called now and then with the bytes read so far.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    found, done = [], 0
+    for path in files:
+        digest = xxhash.xxh3_128()
+        try:
+            with path.open("rb") as stream:
+                while block := stream.read(_READ_BYTES):
+                    digest.update(block)
+                    done += len(block)
+                    progress(done)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+        found.append([path.name, digest.hexdigest()])
+    return found
+
+
+class Digested:
+    """An input file whose digest is known when it was read to its end; see content_digests."""
+
+    def __init__(self, path: Input) -> None:
+        self._path = path
+        self._stream: _DigestedStream | None = None
+
+    @property
+    def name(self) -> str:
+        """Its base name."""
+        return self._path.name
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Read it, from its beginning."""
+        assert mode == "rb", "nothing is written there"
+        self._stream = _DigestedStream(self._path.open("rb"))
+        return io.BufferedReader(self._stream, _READ_BYTES)
+
+    def stat(self) -> os.stat_result:
+        """Its size."""
+        return self._path.stat()
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def digest(self) -> str:
+        """Of all its bytes."""
+        assert self._stream is not None, "it was not read"
+        assert self._stream.ended, "it was not read to its end"
+        return self._stream.hash.hexdigest()
+
+
+class _DigestedStream(io.RawIOBase):
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream, self.hash, self.ended = stream, xxhash.xxh3_128(), False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(len(buffer))
+        buffer[: len(block)] = block
+        self.hash.update(block)
+        self.ended = self.ended or not block
+        return len(block)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def work_folder(out: Path) -> Path:
+    """Where the work folder of a dataset is: beside it, or in $TMPDIR, always the same.
+
+    Raises:
+        UsageError: mrjob could not work there.
+    """
+    out = out.absolute()
+    temporary = os.environ.get("TMPDIR")
+    # What mrjob and Hadoop would misread in a name is left out of it.
+    name = re.sub(r"[^\w.-]", "_", out.name, flags=re.ASCII)
+    work = out.with_name(f"{name}.work")
+    if temporary:
+        work = Path(temporary) / f"mr-{name}-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}.work"
+    if "#" in str(work):
+        raise UsageError(
+            f"{work.parent}: mrjob cannot work in a folder whose path holds '#'; choose another --out, or set TMPDIR"
+        )
+    return work
+
+
+def _lock(lock: BinaryIO, work: Path) -> None:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)  # a run that was killed may have processes that are just ending
+    raise UsageError(f"{work}: another run is at work here; wait for its end, or choose another --out") from None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
