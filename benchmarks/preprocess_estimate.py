@@ -29,8 +29,8 @@ ENGINE = 2.0
 WORKERS, VCPUS = 8, 4
 """m5.xlarge: 4 vCPUs, 16 GiB; a primary node of the same kind beside the workers"""
 PRICE = 0.192 + 0.048
-"""US dollars an hour for an m5.xlarge on demand in us-east-1: EC2 and EMR's surcharge. An assumption: AWS's list prices of
-2024, to be checked against its price pages; disks (EBS), S3 and transfers are not counted"""
+"""US dollars an hour for an m5.xlarge on demand in us-east-1: EC2 and EMR's surcharge. An assumption: AWS's list prices
+of 2024, to be checked against its price pages; disks (EBS), S3 and transfers are not counted"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         rows = estimates(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError) as error:
         print(
-            f"benchmarks.preprocess_estimate: {path}: not a result of benchmarks.preprocess ({error}); make one with --result",
+            f"benchmarks.preprocess_estimate: {path}: no result of benchmarks.preprocess ({error}); "
+            "make one with its --result",
             file=sys.stderr,
         )
         return 2
