@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,8 +13,9 @@ from typing import Any, BinaryIO
 from mrjob.local import LocalMRJobRunner, _pickle_safe
 
 from mr.meter import nothing_to_reduce
+from mr.parts import Parts, Sorted, part_of
 from mr.pool import run_tasks
-from mr.slices import Range, cut, open_slice
+from mr.slices import Slices, cut
 
 REDUCERS_A_CORE = 2
 """so that one that ends early leaves no core idle for long"""
@@ -24,12 +26,14 @@ class ForkingRunner(LocalMRJobRunner):
 
     The original starts an interpreter for each task, which spends most of a small run on importing the same modules
     again; here the processes of its pool are forks of the driver and have them. The original copies the input of each
-    task, and of all reducers once more, line by line in one process; here a task reads its ranges of the files.
+    task line by line in one process, and sorts what all mappers wrote in another; here a task reads its ranges of the
+    files, a mapper puts records by their keys' hashes, and each reducer sorts its own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._ranges: dict[tuple[str, int, int], list[Range]] = {}
+        self._inputs: dict[tuple[str, int, int], Slices | Sorted] = {}
+        self._mappers = 0
 
     @classmethod
     def _default_opts(cls) -> Any:
@@ -37,36 +41,46 @@ class ForkingRunner(LocalMRJobRunner):
         return {**super()._default_opts(), "sort_bin": ["sort", "-S", "128M"]}
 
     def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
-        ranges = self._ranges[task_type, step_num, task_num]
-        return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type), ranges)
+        parts: list[Path] = []
+        if task_type == "mapper" and not self.job_class.REDUCER_ONLY_SORTS:
+            path = self._task_output_path("mapper", step_num, task_num)
+            parts = [part_of(path, part) for part in range(self._num_reducers(step_num) * REDUCERS_A_CORE)]
+        source = self._inputs[task_type, step_num, task_num]
+        return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type), source, parts)
 
     def _split_mapper_input(self, input_paths: Iterable[str], step_num: int) -> list[dict[str, Any]]:
         pieces = cut([Path(path) for path in input_paths], self._num_mappers(step_num) * self.job_class.MAPPERS_A_CORE)
-        self._hand_out("mapper", step_num, pieces)
+        for task, piece in enumerate(pieces):
+            self._inputs["mapper", step_num, task] = Slices(piece)
+            self._make_input("mapper", step_num, task)
         # What a task is told of its input; nothing here asks for it.
         return [{"file": str(piece[0][0]) if piece else "", "start": 0, "length": 0} for piece in pieces]
 
     def _sort_reducer_input(self, step_num: int, num_map_tasks: int) -> None:
-        super()._sort_reducer_input(step_num, num_map_tasks)
-        for task in range(num_map_tasks):
-            os.unlink(self._task_output_path("mapper", step_num, task))
+        """Sort for a job whose reducer only sorts; other reducers sort what is theirs."""
+        self._mappers = num_map_tasks
+        if self.job_class.REDUCER_ONLY_SORTS:
+            super()._sort_reducer_input(step_num, num_map_tasks)
+            for task in range(num_map_tasks):
+                os.unlink(self._task_output_path("mapper", step_num, task))
 
     def _split_reducer_input(self, step_num: int) -> int:
-        path = Path(self._sorted_reducer_input_path(step_num))
         if self.job_class.REDUCER_ONLY_SORTS:
+            path = Path(self._sorted_reducer_input_path(step_num))
             path.rename(self._task_output_path("reducer", step_num, 0))
             nothing_to_reduce()
             return 0
-        pieces = cut([path], self._num_reducers(step_num) * REDUCERS_A_CORE, key=_key)
-        self._hand_out("reducer", step_num, pieces)
-        return len(pieces)
+        count: int = self._num_reducers(step_num) * REDUCERS_A_CORE
+        mapped = [self._task_output_path("mapper", step_num, task) for task in range(self._mappers)]
+        for part in range(count):
+            self._inputs["reducer", step_num, part] = Sorted([part_of(path, part) for path in mapped], self._sort_bin())
+            self._make_input("reducer", step_num, part)
+        return count
 
-    def _hand_out(self, task_type: str, step_num: int, pieces: Sequence[list[Range]]) -> None:
-        for task, piece in enumerate(pieces):
-            self._ranges[task_type, step_num, task] = piece
-            path = Path(self._task_input_path(task_type, step_num, task))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()  # mrjob opens it
+    def _make_input(self, task_type: str, step_num: int, task: int) -> None:
+        path = Path(self._task_input_path(task_type, step_num, task))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # mrjob opens it
 
     def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
         """Run tasks in processes; the first error ends the others.
@@ -81,7 +95,8 @@ class ForkingRunner(LocalMRJobRunner):
 def _run_task(
     job_class: type[Any],
     args: list[str],
-    ranges: Sequence[Range],
+    source: Slices | Sorted,
+    parts: Sequence[Path],
     _: BinaryIO,
     stdout: BinaryIO,
     stderr: BinaryIO,
@@ -91,14 +106,10 @@ def _run_task(
     os.chdir(folder)
     os.environ.update(environment)
     task = job_class(args)
-    with open_slice(ranges) as stdin:
-        task.sandbox(stdin, stdout, stderr)
+    with source.open(stderr) as stdin, Parts(parts) if parts else nullcontext(stdout) as target:
+        task.sandbox(stdin, target, stderr)
         try:
             task.execute()
         except BaseException:
             stderr.write(traceback.format_exc().encode())
             raise
-
-
-def _key(line: bytes) -> bytes:
-    return line.split(b"\t", 1)[0]

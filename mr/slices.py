@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,6 @@ class Slice(io.RawIOBase):
 
     def __init__(self, ranges: Sequence[Range]) -> None:
         super().__init__()
-        self.size = sum(size for _, _, size in ranges)
         self._ranges = list(ranges)
         self._file: BinaryIO | None = None
         self._left = 0
@@ -61,18 +60,35 @@ class Slice(io.RawIOBase):
         self._left = size
 
 
-def open_slice(ranges: Sequence[Range]) -> io.BufferedReader:
-    """A buffered reader of ranges; its size stands in .raw.size."""
-    return io.BufferedReader(Slice(ranges), READ_BYTES)
+class SliceReader(io.BufferedReader):
+    """Buffered; `size` tells the bytes of all ranges."""
+
+    size = 0
 
 
-def cut(paths: Sequence[Path], pieces: int, key: Callable[[bytes], object] | None = None) -> list[list[Range]]:
+class Slices:
+    """Ranges as the input of a task.
+
+    Args:
+        ranges: in their order; each ends with a line end.
+    """
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        self.ranges = ranges
+
+    def open(self, _: object = None) -> SliceReader:
+        """A stream of them."""
+        reader = SliceReader(Slice(self.ranges), READ_BYTES)
+        reader.size = sum(size for _, _, size in self.ranges)
+        return reader
+
+
+def cut(paths: Sequence[Path], pieces: int) -> list[list[Range]]:
     """Cut files of lines into pieces of about equal size, at the ends of lines.
 
     Args:
         paths: files, each empty or ended by a line end; one piece may reach over several of them.
         pieces: how many there are to be; there are fewer where there is too little to cut, and always one.
-        key: of a line; neighbours in a file with equal keys are not parted.
 
     Returns:
         The ranges of each piece.
@@ -85,7 +101,7 @@ def cut(paths: Sequence[Path], pieces: int, key: Callable[[bytes], object] | Non
         start = 0
         while start < size:
             wanted = max(1, total * edge // pieces - taken)
-            stop = size if edge == pieces or wanted >= size - start else _line_end(path, start + wanted, key)
+            stop = size if edge == pieces or wanted >= size - start else _line_end(path, start + wanted)
             found[-1].append((path, start, stop - start))
             taken, start = taken + stop - start, stop
             if taken < total and taken >= total * edge // pieces:
@@ -94,15 +110,9 @@ def cut(paths: Sequence[Path], pieces: int, key: Callable[[bytes], object] | Non
     return found
 
 
-def _line_end(path: Path, place: int, key: Callable[[bytes], object] | None) -> int:
-    """The first place at or behind the given one at which a line ends and neither neighbour has the other's key."""
+def _line_end(path: Path, place: int) -> int:
+    """The first place at or behind the given one at which a line ends."""
     with path.open("rb") as stream:
-        stream.seek(max(place - 1, 0))
+        stream.seek(place - 1)
         stream.readline()
-        if key is None or not (line := stream.readline()):
-            return stream.tell()
-        first = key(line)
-        while line and key(line) == first:
-            place = stream.tell()
-            line = stream.readline()
-    return place
+        return stream.tell()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from itertools import chain, pairwise
+import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from mr.slices import cut, open_slice
+from mr.parts import Parts, Sorted, part_of
+from mr.slices import Slices, cut
 
 
 def files(folder: Path, contents: list[list[bytes]]) -> list[Path]:
@@ -30,8 +32,8 @@ def test_every_line_is_in_one_piece_and_in_order(tmp_path, seed):
     assert 1 <= len(pieces) <= wanted
     read = []
     for piece in pieces:
-        with open_slice(piece) as stream:
-            assert stream.raw.size == sum(size for _, _, size in piece)
+        with Slices(piece).open() as stream:
+            assert stream.size == sum(size for _, _, size in piece)
             read += list(stream)
     assert read == [line + b"\n" for lines in contents for line in lines]
 
@@ -43,23 +45,38 @@ def test_pieces_are_about_equal_whatever_the_files(tmp_path):
     assert max(sizes) - min(sizes) <= 150
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_equal_keys_stay_together(tmp_path, seed):
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_keys_come_together_and_sorted(tmp_path, seed):
     draw = random.Random(seed)
-    keys = sorted(b"%d" % draw.randint(0, draw.choice([1, 9, 300])) for _ in range(draw.choice([1, 40, 500])))
-    (path,) = files(tmp_path, [[key + b"\t" + b"v" * draw.randint(0, 9) for key in keys]])
-    pieces = cut([path], draw.randint(1, 8), key=lambda line: line.split(b"\t")[0])
-    of_pieces = []
-    for piece in pieces:
-        with open_slice(piece) as stream:
-            of_pieces.append([line.split(b"\t")[0] for line in stream])
-    assert list(chain(*of_pieces)) == keys
-    assert all(one[-1] != other[0] for one, other in pairwise(of_pieces))
+    records = [b"%d\t%s\n" % (draw.randint(0, draw.choice([1, 300])), b"v" * draw.randint(0, 3)) for _ in range(500)]
+    mappers, reducers = draw.randint(1, 3), draw.randint(1, 4)
+    outputs = [str(tmp_path / f"mapper-{number}") for number in range(mappers)]
+    for number, output in enumerate(outputs):
+        with Parts([part_of(output, part) for part in range(reducers)]) as parts:
+            parts.writelines(records[number::mappers])
+    read = []
+    for part in range(reducers):
+        with Sorted([part_of(output, part) for output in outputs], ["sort"]).open(sys.stderr) as stream:
+            read.append(list(stream))
+    assert sorted(chain(*read)) == sorted(records)
+    assert all(lines == sorted(lines) for lines in read)
+    keys = [{line.split(b"\t")[0] for line in lines} for lines in read]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sort_that_fails_is_an_error(tmp_path):
+    with Parts([tmp_path / "a"]) as parts:
+        parts.writelines([b"k\tv\n"])
+    with (tmp_path / "errors").open("wb") as errors, pytest.raises(OSError, match="status 2"):  # noqa: SIM117
+        with Sorted([tmp_path / "a"], ["sort", "--no-such-option"]).open(errors) as stream:
+            list(stream)
+    assert (tmp_path / "errors").stat().st_size
 
 
 def test_a_file_that_became_shorter_is_told(tmp_path):
     (path,) = files(tmp_path, [[b"a"] * 10])
     (piece,) = cut([path], 1)
     path.write_bytes(b"a\n")
-    with open_slice(piece) as stream, pytest.raises(OSError, match="has become shorter"):
+    with Slices(piece).open() as stream, pytest.raises(OSError, match="has become shorter"):
         list(stream)
