@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.cost_fit import Curve, along, fit_held, fit_relative, has_cliff, monotone
 from engine.shares import Costs
+from engine.speed_fit import Curve, along, fit_held, fit_relative, has_cliff, monotone
 
 MEMORY_STEPS = 200.0
 """steps after which a timing counts for 1/e of what it did"""

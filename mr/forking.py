@@ -16,6 +16,7 @@ from mr.meter import nothing_to_reduce
 from mr.parts import Parts, Sorted, part_of
 from mr.pool import run_tasks
 from mr.slices import Slices, cut
+from mr.sorting import BUFFER, sort_lines
 
 REDUCERS_A_CORE = 2
 """so that one that ends early leaves no core idle for long"""
@@ -37,8 +38,7 @@ class ForkingRunner(LocalMRJobRunner):
 
     @classmethod
     def _default_opts(cls) -> Any:
-        # Sorting whole lines groups equal keys as well and is faster than sorting by the key; the buffer is bounded.
-        return {**super()._default_opts(), "sort_bin": ["sort", "-S", "128M"]}
+        return {**super()._default_opts(), "sort_bin": ["sort", "-S", BUFFER]}
 
     def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
         parts: list[Path] = []
@@ -60,9 +60,12 @@ class ForkingRunner(LocalMRJobRunner):
         """Sort for a job whose reducer only sorts; other reducers sort what is theirs."""
         self._mappers = num_map_tasks
         if self.job_class.REDUCER_ONLY_SORTS:
-            super()._sort_reducer_input(step_num, num_map_tasks)
-            for task in range(num_map_tasks):
-                os.unlink(self._task_output_path("mapper", step_num, task))
+            mapped = [self._task_output_path("mapper", step_num, task) for task in range(num_map_tasks)]
+            output = Path(self._sorted_reducer_input_path(step_num))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            sort_lines(mapped, output, output.parent)
+            for path in mapped:
+                os.unlink(path)
 
     def _split_reducer_input(self, step_num: int) -> int:
         if self.job_class.REDUCER_ONLY_SORTS:
@@ -90,6 +93,26 @@ class ForkingRunner(LocalMRJobRunner):
         """
         for _ in run_tasks([partial(_pickle_safe, func) for func in funcs], self._opts["num_cores"]):
             pass
+
+
+class InlineRunner(ForkingRunner):
+    """All tasks in this process, one after the other. mrjob's own inline runner sorts in memory, however much it is."""
+
+    alias = "inline"
+
+    @classmethod
+    def _default_opts(cls) -> Any:
+        return {**super()._default_opts(), "num_cores": 1}
+
+    def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
+        folder, environment = Path.cwd(), dict(os.environ)
+        for func in funcs:
+            try:
+                func()
+            finally:
+                os.chdir(folder)
+                os.environ.clear()
+                os.environ.update(environment)
 
 
 def _run_task(

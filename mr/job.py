@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from mrjob.job import MRJob
 
 from mr.errors import RunError
-from mr.forking import ForkingRunner
+from mr.forking import ForkingRunner, InlineRunner
 from mr.meter import metered
 from mr.records import NUMBER
 from mr.settings import Settings
@@ -98,7 +98,7 @@ class ReviewJob(MRJob):
 
     def _runner_class(self) -> Any:
         if self.options.runner in RUNNERS_HERE:
-            return ForkingRunner if self.options.runner == "local" else super()._runner_class()
+            return ForkingRunner if self.options.runner == "local" else InlineRunner
         return import_module("mr.runners").CLASSES[self.options.runner]
 
 

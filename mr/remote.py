@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ import psutil
 from mr.causes import cause_of_failure
 from mr.errors import RunError, UsageError
 from mr.runners import is_local, runner_arguments
+from mr.sorting import sort_lines
 from mr.stores import Store, join, store_of
 
 if TYPE_CHECKING:
@@ -195,14 +195,9 @@ def _check(folder: Path, parts: dict[str, int]) -> None:
 
 
 def _sort(parts: Sequence[Path], cores: int, scratch: Path) -> None:
-    """Sort each part by its lines' bytes: Spark groups keys without sorting them."""
-
-    def sort(part: Path) -> None:
-        command = ["sort", "-S", "128M", "-T", str(scratch), "-o", str(part), str(part)]
-        subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, check=True)
-
+    """Sort each part: Spark groups keys without sorting them."""
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(sort, parts))
+        list(pool.map(lambda part: sort_lines([part], part, scratch), parts))
 
 
 def _runs_here(run: Any) -> bool:

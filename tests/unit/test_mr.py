@@ -339,7 +339,7 @@ def test_a_failure_while_writing_leaves_no_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("mr.driver.write_quarantine", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     (tmp_path / "out").mkdir()
     assert main([str(path), "--out", str(tmp_path / "out"), "-r", "inline"]) == 1
-    with pytest.raises(DatasetError, match="dataset.json"):
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
         read_manifest(tmp_path / "out")
 
 

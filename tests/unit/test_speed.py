@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from engine.cost_fit import along, fit_relative, monotone
 from engine.shares import optimal_shares
 from engine.speed import ProfilePoint, SpeedModel
+from engine.speed_fit import along, fit_relative, monotone
 
 BOUNDS = (32, 64, 100)
 BATCH = 512
