@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -80,3 +84,32 @@ def test_a_file_that_became_shorter_is_told(tmp_path):
     path.write_bytes(b"a\n")
     with Slices(piece).open() as stream, pytest.raises(OSError, match="has become shorter"):
         list(stream)
+
+
+def test_a_sort_ends_with_the_task_that_was_killed(tmp_path):
+    os.mkfifo(tmp_path / "a")  # without an end, so that sort goes on reading
+    code = (
+        "import pathlib, sys, time; from mr.parts import Sorted\n"
+        "with Sorted([pathlib.Path(sys.argv[1])], ['sort']).open(sys.stderr):\n print('reading', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    task = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    with (tmp_path / "a").open("wb"):
+        assert task.stdout.readline() == b"reading\n"
+        assert running(task.pid) == 2
+        task.kill()
+        task.communicate()
+        deadline = time.monotonic() + 20
+        while running(task.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert running(task.pid) == 0
+
+
+def running(session: int) -> int:
+    """Processes of a session that are not dead."""
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            state, _, _, of_session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            count += int(of_session) == session and state != "Z"
+    return count
