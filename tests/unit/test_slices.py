@@ -90,7 +90,8 @@ def test_a_sort_ends_with_the_task_that_was_killed(tmp_path):
     os.mkfifo(tmp_path / "a")  # without an end, so that sort goes on reading
     code = (
         "import pathlib, sys, time; from mr.parts import Sorted\n"
-        "with Sorted([pathlib.Path(sys.argv[1])], ['sort']).open(sys.stderr):\n print('reading', flush=True); time.sleep(60)"
+        "with Sorted([pathlib.Path(sys.argv[1])], ['sort']).open(sys.stderr):\n"
+        " print('reading', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a")]
     task = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
