@@ -115,7 +115,9 @@ def parse_mix(text: str, known: Mapping[str, object], where: str) -> Mix:
         if name not in known:
             raise UsageError(f"{where} {text!r}: no machine is named {name!r}; there are {', '.join(known)}")
         if not (count or "1").isdecimal() or int(count or 1) < 1:
-            raise UsageError(f"{where} {text!r}: give names and numbers of at least 1, such as g3.4xlarge:3,p2.xlarge:1")
+            raise UsageError(
+                f"{where} {text!r}: give names and numbers of at least 1, such as g3.4xlarge:3,p2.xlarge:1"
+            )
         counts[name] = counts.get(name, 0) + int(count or 1)
     return {name: counts[name] for name in known if name in counts}
 

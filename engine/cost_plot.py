@@ -1,0 +1,82 @@
+"""Mixes of machines as a picture: money against time, by an even split and by balanced shares, with their fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from engine.cost_mixes import Outcome, Point
+from engine.cost_table import WORTH_SAYING, fronts
+
+# By name: type checkers need not find it, it is optional. No window is opened: figures are written by Agg.
+import_module("matplotlib").use("Agg")
+pyplot: Any = import_module("matplotlib.pyplot")
+
+MOST_NAMED = 12
+"""mixes of the front whose names are written"""
+
+
+def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
+    """Write a PNG file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    on = fronts(outcomes)
+    unit, per_hour = ("hours", 1.0) if max(one.balanced.seconds for one in outcomes) >= 3600 else ("minutes", 60.0)
+
+    def place(point: Point) -> tuple[float, float]:
+        return point.dollars, point.seconds / 3600 * per_hour
+
+    figure, axes = pyplot.subplots(figsize=(11, 7), constrained_layout=True)
+    uneven = [one for one in outcomes if one.saved > WORTH_SAYING]
+    for one in uneven:
+        axes.plot(*zip(place(one.even), place(one.balanced), strict=True), color="0.85", linewidth=0.8, zorder=1)
+    axes.scatter(
+        *zip(*(place(one.even) for one in uneven), strict=True) if uneven else ([], []),
+        s=16, color="0.6", label="unlike GPUs, even split", zorder=2,
+    )  # fmt: skip
+    axes.scatter(
+        *zip(*(place(one.balanced) for one in outcomes), strict=True),
+        s=20, color="tab:blue", label="balanced shares (of like GPUs: either)", zorder=3,
+    )  # fmt: skip
+    _draw_front(axes, [place(one.even) for one, is_on in zip(outcomes, on["even"], strict=True) if is_on], "0.4", "--",
+                "front of even splits")  # fmt: skip
+    best = [one for one, is_on in zip(outcomes, on["balanced"], strict=True) if is_on]
+    _draw_front(axes, [place(one.balanced) for one in best], "tab:red", "-", "front of balanced shares")
+    _name(axes, best, place)
+    axes.set(xlabel="cost, $", ylabel=f"time, {unit}", title=title, xscale="log", yscale="log")
+    _plain_numbers(axes)
+    axes.grid(True, which="both", color="0.93", zorder=0)
+    axes.legend(loc="upper right")
+    try:
+        figure.savefig(path, format="png", dpi=110)
+    finally:
+        pyplot.close(figure)
+
+
+def _draw_front(axes: Any, places: Sequence[tuple[float, float]], colour: str, style: str, label: str) -> None:
+    xs, ys = zip(*sorted(places), strict=True)
+    axes.step(xs, ys, where="post", color=colour, linestyle=style, linewidth=1.2, label=label, zorder=4)
+    if style == "-":
+        axes.scatter(xs, ys, s=42, facecolors="none", edgecolors=colour, zorder=5)
+
+
+def _name(axes: Any, best: Sequence[Outcome], place: Any) -> None:
+    """Names beside the front, the longest steps first where there are too many."""
+    ordered = sorted(best, key=lambda one: one.balanced.dollars)
+    step = -(-len(ordered) // MOST_NAMED)
+    for one in ordered[::step]:
+        axes.annotate(one.name, place(one.balanced), xytext=(-6, -6), textcoords="offset points", ha="right", va="top",
+                      fontsize=8)  # fmt: skip
+
+
+def _plain_numbers(axes: Any) -> None:
+    """10 and 20, not powers of ten."""
+    ticker: Any = import_module("matplotlib.ticker")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_minor_locator(ticker.NullLocator())
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.4g}"))
