@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("output").add_argument
     what("--budget", type=float, metavar="DOLLARS", help="name the fastest mix for at most so much")
     what("--deadline", type=float, metavar="HOURS", help="name the cheapest mix that is done by then")
-    what("--show", type=int, default=40, metavar="N", help="mixes in the table; those on the front always are")
+    what("--show", type=int, default=40, metavar="N", help="mixes in the table at most, those on the front first")
     what("--plot", type=Path, metavar="FILE.png", help="draw time against money (needs matplotlib)")
     what("--json", action="store_true", help="one JSON object on the last line")
     what("--check", action="store_true", help="predicted against measured, of the runs in the machines' files, alone")

@@ -97,7 +97,7 @@ def describe_check(figures: dict[str, Any]) -> str:
         kind = "calibrated" if run["calibrates"] else "predicted"
         label = f"{run['name']}, even"
         lines.append(
-            f"{label:{width}}{even['measured']:10,.0f}{even['predicted']:11,.0f}{_percent(even['off']):>8}{'':8}   {kind}"
+            f"{label:{width}}{even['measured']:10,.0f}{even['predicted']:11,.0f}{_percent(even['off']):>8}{'':11}{kind}"
         )
         if "balanced" in run:
             lines.append(_balanced_line(run["balanced"], width))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,12 @@ from engine.cost_table import WORTH_SAYING, fronts
 import_module("matplotlib").use("Agg")
 pyplot: Any = import_module("matplotlib.pyplot")
 
-MOST_NAMED = 12
-"""mixes of the front whose names are written"""
+ROOM = 14
+"""pixels between the names of two mixes, one above the other"""
+ROOM_LEFT = 0.15
+"""part of the width that the names of the cheapest mixes get"""
+SHORT = 360
+"""seconds below which times are drawn in minutes"""
 
 
 def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
@@ -25,7 +29,7 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
         OSError: it cannot be written.
     """
     on = fronts(outcomes)
-    unit, per_hour = ("hours", 1.0) if max(one.balanced.seconds for one in outcomes) >= 3600 else ("minutes", 60.0)
+    unit, per_hour = ("hours", 1.0) if min(one.balanced.seconds for one in outcomes) >= SHORT else ("minutes", 60.0)
 
     def place(point: Point) -> tuple[float, float]:
         return point.dollars, point.seconds / 3600 * per_hour
@@ -46,9 +50,12 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
                 "front of even splits")  # fmt: skip
     best = [one for one, is_on in zip(outcomes, on["balanced"], strict=True) if is_on]
     _draw_front(axes, [place(one.balanced) for one in best], "tab:red", "-", "front of balanced shares")
-    _name(axes, best, place)
     axes.set(xlabel="cost, $", ylabel=f"time, {unit}", title=title, xscale="log", yscale="log")
+    left, right = axes.get_xlim()
+    axes.set_xlim(left * (left / right) ** ROOM_LEFT, right)
     _plain_numbers(axes)
+    figure.canvas.draw()
+    _name(axes, best, place)
     axes.grid(True, which="both", color="0.93", zorder=0)
     axes.legend(loc="upper right")
     try:
@@ -64,19 +71,23 @@ def _draw_front(axes: Any, places: Sequence[tuple[float, float]], colour: str, s
         axes.scatter(xs, ys, s=42, facecolors="none", edgecolors=colour, zorder=5)
 
 
-def _name(axes: Any, best: Sequence[Outcome], place: Any) -> None:
-    """Names beside the front, the longest steps first where there are too many."""
-    ordered = sorted(best, key=lambda one: one.balanced.dollars)
-    step = -(-len(ordered) // MOST_NAMED)
-    for one in ordered[::step]:
-        axes.annotate(one.name, place(one.balanced), xytext=(-6, -6), textcoords="offset points", ha="right", va="top",
-                      fontsize=8)  # fmt: skip
+def _name(axes: Any, best: Sequence[Outcome], place: Callable[[Point], tuple[float, float]]) -> None:
+    """Names beside the front, where there is room for them."""
+    free_below = float("inf")
+    for one in sorted(best, key=lambda one: -one.balanced.seconds):
+        height = axes.transData.transform(place(one.balanced))[1]
+        if height > free_below:
+            continue
+        free_below = height - ROOM
+        axes.annotate(
+            one.name, place(one.balanced), xytext=(-6, -6), textcoords="offset points", ha="right", va="top", fontsize=8
+        )
 
 
 def _plain_numbers(axes: Any) -> None:
     """10 and 20, not powers of ten."""
     ticker: Any = import_module("matplotlib.ticker")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)))
         axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.4g}"))

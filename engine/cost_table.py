@@ -11,6 +11,8 @@ from engine.cost_mixes import Outcome, Point, cheapest_within, fastest_within, f
 
 WORTH_SAYING = 0.01
 """part of the time that balancing must save to be called a saving"""
+MOST_NAMED = 4
+"""mixes that a sentence names"""
 
 
 def as_json(
@@ -61,7 +63,7 @@ def describe(
     Args:
         question: what was asked.
         outcomes: of every mix.
-        show: rows of the table at most; those on the front all stand in it.
+        show: rows of the table at most, first of all those on the front.
         budget: dollars, if there is one.
         deadline: hours, if there is one.
     """
@@ -88,7 +90,11 @@ def describe(
         )  # fmt: skip
         lines.append(row.rstrip())
     if len(chosen) < len(outcomes):
-        lines.append(f"(and {len(outcomes) - len(chosen):,} more mixes; --show {len(outcomes)} shows all)")
+        shown = sum(on["balanced"][at] for at in chosen)
+        lines.append(
+            f"({len(chosen):,} of {len(outcomes):,} mixes, {shown:,} of the {sum(on['balanced']):,} on the front; "
+            f"--show {len(outcomes)} shows all)"
+        )
     lines += [
         "* on the front with balanced shares: no other mix is both quicker and cheaper; e: on that of even splits"
         + ("; measured: with an even split" if measured else ""),
@@ -136,10 +142,13 @@ def clock(seconds: float) -> str:
 
 
 def _chosen(outcomes: Sequence[Outcome], on_front: Sequence[bool], show: int) -> list[int]:
-    """The front, and of the rest the cheapest; in order of balanced cost."""
+    """The front, as much of it as fits, and then the cheapest of the rest; in order of balanced cost."""
     order = sorted(range(len(outcomes)), key=lambda at: (outcomes[at].balanced.dollars, outcomes[at].balanced.seconds))
-    rest = [at for at in order if not on_front[at]][: max(0, show - sum(on_front))]
-    return [at for at in order if on_front[at] or at in set(rest)]
+    best, rest = ([at for at in order if on_front[at] == wanted] for wanted in (True, False))
+    if len(best) > show:  # from its one end to the other
+        return [best[number * (len(best) - 1) // max(1, show - 1)] for number in range(show)]
+    chosen = {*best, *rest[: show - len(best)]}
+    return [at for at in order if at in chosen]
 
 
 def _words(outcomes: Sequence[Outcome], budget: float | None, deadline: float | None) -> list[str]:
@@ -169,23 +178,23 @@ def _savings(outcomes: Sequence[Outcome]) -> list[str]:
         return ["Balancing saves nothing here: all GPUs of a mix are about alike."]
     least, most = min(one.saved for one in uneven), max(one.saved for one in uneven)
     best = max(uneven, key=lambda one: one.saved)
-    dearest = max(uneven, key=lambda one: one.even.dollars - one.balanced.dollars)
     part = f"{most:.0%}" if f"{least:.0%}" == f"{most:.0%}" else f"{least:.0%} to {most:.0%}"
     lines = [
         f"Balancing saves {part} of time and money on {_count(len(uneven))} of unlike GPUs; most on {best.name}: "
         f"{_change(best.even, best.balanced)}."
     ]
-    if dearest is not best:
-        lines.append(f"In money most on {dearest.name}: {_change(dearest.even, dearest.balanced)}.")
     on = fronts(outcomes)
-    marks = list(zip(outcomes, on["even"], on["balanced"], strict=True))
+    marks = sorted(zip(outcomes, on["even"], on["balanced"], strict=True), key=lambda mark: mark[0].balanced.dollars)
     gained = [one.name for one, before, after in marks if after and not before]
     if gained:
-        lines.append(f"Worth having only with balanced shares: {'; '.join(gained)}.")
+        more = f" and {len(gained) - MOST_NAMED} more" if len(gained) > MOST_NAMED else ""
+        lines.append(f"On the front only with balanced shares: {'; '.join(gained[:MOST_NAMED])}{more}.")
     elif not any(after and one.saved > WORTH_SAYING for one, _, after in marks):
-        lines.append(
-            "Yet none of them is on the front: machines of one kind are the better buy, if they are to be had."
-        )
+        lines.append("Yet none of them is on the front: like GPUs are the better buy, where they are to be had.")
+    useful = {name for one, before, after in marks if before or after for name in one.mix}
+    idle = sorted({name for one in outcomes for name in one.mix} - useful)
+    if idle:
+        lines.append(f"No mix with {' or '.join(idle)} is on a front: worth it only where you have one already.")
     return lines
 
 
