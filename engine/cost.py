@@ -72,9 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     mixes("--among", metavar="NAME,..", help="only mixes of these")
     mixes("--mix", action="append", metavar="NAME:COUNT,..", help="only this mix; may be repeated")
     job = parser.add_argument_group("training").add_argument
-    job("--rows", type=int, metavar="N", help="of an epoch (default with --metrics: the run's)")
+    job("--rows", type=int, metavar="N", help="of an epoch (with --metrics by default the run's)")
     job("--epochs", type=float, metavar="N", help="(default: 1; of the reference: its own)")
-    job("--batch-size", type=int, metavar="B", help="rows of a global batch, the same on every mix (default: 512)")
+    job(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="rows of a global batch, the same on every mix (default: the run's, or 512)",
+    )
     job("--batch-per-gpu", type=int, metavar="B", help="in its place: rows of each GPU, so more GPUs take fewer steps")
     network = parser.add_argument_group("network between machines").add_argument
     network(

@@ -83,14 +83,14 @@ def _by_rows(options: argparse.Namespace, catalogue: Catalogue) -> tuple[Trainin
     for text in options.rows_per_second or ():
         name, value = _named("--rows-per-second", text, catalogue.machines)
         rates[name] = _above_zero("--rows-per-second", text, value)
-    notes, rest, rows = list[str](), Network(), options.rows
+    notes, rest, runs = list[str](), Network(), list[Measured]()
     for text in options.metrics or ():
         name, value = _named("--metrics", text, catalogue.machines)
         path, ranks = _ranks_of(value)
         found, rough = read_metrics(path)
-        rates[name], note = _measured_rate(text, name, catalogue.machines[name].gpus, found, ranks)
+        rates[name], note = _measured_rate(path, ranks, found, name, catalogue.machines[name].gpus)
         notes.append(note + ("; shares changed inside it, so this is rough" if rough else ""))
-        rows = rows or found.rows
+        runs.append(found)
         if ranks and not rest.bandwidth and len(found.rates) > 1:
             rest = _rest(found)
     if options.batch_size is not None and options.batch_per_gpu is not None:
@@ -104,7 +104,8 @@ def _by_rows(options: argparse.Namespace, catalogue: Catalogue) -> tuple[Trainin
     if rest.bandwidth and not options.bandwidth:
         network = rest
         notes.append("exchange between machines: what a step of that run took beyond compute, grown as a ring's bytes")
-    batch_size = options.batch_size or options.batch_per_gpu or BATCH_SIZE
+    rows = options.rows or runs[0].rows
+    batch_size = options.batch_size or options.batch_per_gpu or (runs[0].batch_size if runs else BATCH_SIZE)
     work = float(rows) * (options.epochs or 1)
     training = Training(work, batch_size, work / batch_size, options.batch_per_gpu is not None, network)
     machines = {
@@ -121,25 +122,20 @@ def _by_rows(options: argparse.Namespace, catalogue: Catalogue) -> tuple[Trainin
     return training, machines, notes
 
 
-def _measured_rate(
-    text: str, name: str, gpus: int, found: Measured, ranks: Sequence[int]
-) -> tuple[float, str]:  # fmt: skip
+def _measured_rate(path: Path, ranks: Sequence[int], found: Measured, name: str, gpus: int) -> tuple[float, str]:
     """Rows per second of a machine from a run: of all of a run on one such machine, or of some ranks of any run."""
     if not ranks:
         if len(found.rates) != gpus:
             raise UsageError(
-                f"--metrics {text}: the run has {len(found.rates)} ranks, {name} has {gpus} GPUs, so it was not one "
-                f"such machine alone; name the machine's ranks, such as {text}:0"
+                f"--metrics {name}={path}: the run has {len(found.rates)} ranks, {name} has {gpus} of them, so it was "
+                f"not one such machine alone; name the machine's ranks, such as {name}={path}:0"
             )
-        return (
-            found.rows / found.seconds,
-            f"{name}: rows and seconds of epoch {found.epoch} of {text.partition('=')[2]}",
-        )
-    for rank in ranks:
-        if rank >= len(found.rates):
-            raise UsageError(f"--metrics {text}: the run has ranks 0 to {len(found.rates) - 1}")
-    mean = sum(found.rates[rank] for rank in ranks) / len(ranks)
-    return mean * gpus, f"{name}: compute of ranks {','.join(map(str, ranks))} in epoch {found.epoch}, x {gpus} GPUs"
+        return found.rows / found.seconds, f"{name}: rows and seconds of epoch {found.epoch} of {path}"
+    if max(ranks) >= len(found.rates):
+        raise UsageError(f"--metrics {name}={path}: the run has ranks 0 to {len(found.rates) - 1}")
+    rate = gpus * sum(found.rates[rank] for rank in ranks) / len(ranks)
+    note = f"{name}: compute of rank {' and '.join(map(str, ranks))} in epoch {found.epoch} of {path}"
+    return rate, note + (f", x {gpus} GPUs" if gpus > 1 else "")
 
 
 def _rest(found: Measured) -> Network:

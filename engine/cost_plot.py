@@ -50,9 +50,11 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
                 "front of even splits")  # fmt: skip
     best = [one for one, is_on in zip(outcomes, on["balanced"], strict=True) if is_on]
     _draw_front(axes, [place(one.balanced) for one in best], "tab:red", "-", "front of balanced shares")
-    axes.set(xlabel="cost, $", ylabel=f"time, {unit}", title=title, xscale="log", yscale="log")
-    left, right = axes.get_xlim()
-    axes.set_xlim(left * (left / right) ** ROOM_LEFT, right)
+    axes.set(xlabel="cost, $", ylabel=f"time, {unit}", title=title, yscale="log")
+    if min(one.balanced.dollars for one in outcomes) > 0:
+        axes.set_xscale("log")
+        left, right = axes.get_xlim()
+        axes.set_xlim(left * (left / right) ** ROOM_LEFT, right)
     _plain_numbers(axes)
     figure.canvas.draw()
     _name(axes, best, place)
@@ -87,7 +89,7 @@ def _name(axes: Any, best: Sequence[Outcome], place: Callable[[Point], tuple[flo
 def _plain_numbers(axes: Any) -> None:
     """10 and 20, not powers of ten."""
     ticker: Any = import_module("matplotlib.ticker")
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis in (axes.xaxis, axes.yaxis) if axes.get_xscale() == "log" else (axes.yaxis,):
         axis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)))
         axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.4g}"))

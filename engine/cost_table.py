@@ -84,7 +84,7 @@ def describe(
         seconds = measured_seconds(question, one)
         row = (
             f"{one.name:{width}}{one.ranks:4}{one.dollars_per_hour:8.2f}{clock(one.even.seconds):>12}"
-            f"{one.even.dollars:9,.2f}{clock(one.balanced.seconds):>14}{one.balanced.dollars:9,.2f}"
+            f"{money(one.even.dollars):>9}{clock(one.balanced.seconds):>14}{money(one.balanced.dollars):>9}"
             f"{one.saved if one.saved > 1e-4 else 0:8.1%}  {marks:5}"
             + (f"{clock(seconds):>14}" if seconds else "")
         )  # fmt: skip
@@ -127,6 +127,11 @@ def measured_seconds(question: Question, outcome: Outcome) -> float | None:
     return alone if sum(outcome.mix.values()) == 1 else runs.get(tuple(sorted(outcome.mix.items())))
 
 
+def money(dollars: float) -> str:
+    """Dollars and cents; of less than a dollar more digits."""
+    return f"{dollars:,.2f}" if dollars >= 1 or not dollars else f"{dollars:.4f}"
+
+
 def clock(seconds: float) -> str:
     """Such as 3 h 05 min, 12 min 30 s, 4.2 s; days above 100 hours."""
     if seconds < 60:
@@ -157,9 +162,9 @@ def _words(outcomes: Sequence[Outcome], budget: float | None, deadline: float | 
     if budget is not None:
         within = fastest_within(outcomes, budget)
         lines.append(
-            f"Fastest for at most ${budget:,.2f}: {_said(within)}."
+            f"Fastest for at most ${money(budget)}: {_said(within)}."
             if within
-            else f"Nothing costs at most ${budget:,.2f}: the cheapest is ${cheapest.balanced.dollars:,.2f}."
+            else f"Nothing costs at most ${money(budget)}: the cheapest is ${money(cheapest.balanced.dollars)}."
         )
     if deadline is not None:
         within = cheapest_within(outcomes, deadline * 3600)
@@ -204,9 +209,9 @@ def _count(mixes: int) -> str:
 
 def _change(before: Point, after: Point) -> str:
     return (
-        f"{clock(before.seconds)} and ${before.dollars:,.2f} become {clock(after.seconds)} and ${after.dollars:,.2f}"
+        f"{clock(before.seconds)} and ${money(before.dollars)} become {clock(after.seconds)} and ${money(after.dollars)}"
     )  # fmt: skip
 
 
 def _said(outcome: Outcome) -> str:
-    return f"{outcome.name}, {clock(outcome.balanced.seconds)}, ${outcome.balanced.dollars:,.2f}"
+    return f"{outcome.name}, {clock(outcome.balanced.seconds)}, ${money(outcome.balanced.dollars)}"
