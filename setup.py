@@ -95,7 +95,7 @@ setup(
     # Naming the root lets an editable install be a plain path, which type checkers follow too.
     package_dir={"": "."},
     packages=find_packages(include=["engine", "engine.*", "native", "native.*", "mr", "mr.*"]),
-    package_data={"native": ["*.pxd", "*.pyx", "*.h"]},
+    package_data={"engine": ["machines.toml"], "native": ["*.pxd", "*.pyx", "*.h"]},
     install_requires=pinned(
         "torch", "horovod", "mpi4py", "numpy", "h5py", "hdf5plugin", "mrjob", "xxhash", "safetensors", "tqdm", "psutil",
         # mrjob imports distutils, which Debian leaves out of Python and setuptools brings back.
@@ -107,7 +107,7 @@ setup(
         "spark": pinned("pyspark"),
         "emr": pinned("boto3"),
         "engines": pinned("pyspark", "boto3", "moto"),
-        # For engine.simulate --plot alone; make setup leaves it out, so that it stands in no list of constraints.
+        # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it stands in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
         "test": pinned(
             "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"

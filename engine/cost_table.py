@@ -199,7 +199,9 @@ def _savings(outcomes: Sequence[Outcome]) -> list[str]:
     useful = {name for one, before, after in marks if before or after for name in one.mix}
     idle = sorted({name for one in outcomes for name in one.mix} - useful)
     if idle:
-        lines.append(f"No mix with {' or '.join(idle)} is on a front: worth it only where you have one already.")
+        lines.append(
+            f"No mix with {' or '.join(idle)} is on a front: to each of them another is as quick and as cheap."
+        )
     return lines
 
 
@@ -208,9 +210,8 @@ def _count(mixes: int) -> str:
 
 
 def _change(before: Point, after: Point) -> str:
-    return (
-        f"{clock(before.seconds)} and ${money(before.dollars)} become {clock(after.seconds)} and ${money(after.dollars)}"
-    )  # fmt: skip
+    old, new = (f"{clock(point.seconds)} and ${money(point.dollars)}" for point in (before, after))
+    return f"{old} become {new}"
 
 
 def _said(outcome: Outcome) -> str:

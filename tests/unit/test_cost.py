@@ -428,3 +428,13 @@ def test_without_matplotlib_the_table_comes_alone(tmp_path, capsys, monkeypatch)
     (line,) = err.splitlines()
     assert "matplotlib is missing" in line
     assert not path.exists()
+
+
+def test_the_committed_result_is_what_the_check_gives():
+    committed = json.loads((OURS.parents[1] / "benchmarks" / "results" / "cost.json").read_text())
+    figures = json.loads(json.dumps(check(read_catalogue())))
+    assert committed.keys() == figures.keys()
+    for mine, theirs in zip(figures["runs"], committed["runs"], strict=True):
+        assert mine["mix"] == theirs["mix"]
+        for part in ("even", "exact_shares", "balanced"):
+            assert mine.get(part, {}) == pytest.approx(theirs.get(part, {}))
