@@ -107,7 +107,7 @@ setup(
         "spark": pinned("pyspark"),
         "emr": pinned("boto3"),
         "engines": pinned("pyspark", "boto3", "moto"),
-        # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it stands in no list of constraints.
+        # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it is in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
         "test": pinned(
             "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"

@@ -101,7 +101,10 @@ def _by_rows(options: argparse.Namespace, catalogue: Catalogue) -> tuple[Trainin
         GRADIENT_BYTES if options.gradient_bytes is None else options.gradient_bytes,
         options.hidden or 0.0,
     )
-    if rest.bandwidth and not options.bandwidth:
+    if rest.bandwidth and options.bandwidth is None:
+        for name in ("latency", "gradient_bytes", "hidden"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')}: the run's own exchange is used; give --bandwidth too")
         network = rest
         notes.append("exchange between machines: what a step of that run took beyond compute, grown as a ring's bytes")
     rows = options.rows or runs[0].rows
@@ -215,7 +218,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
-    for name, least in (("epochs", None), ("budget", None), ("deadline", None), ("bandwidth", 0), ("latency", 0),
+    for name, least in (("epochs", None), ("budget", None), ("deadline", None), ("bandwidth", None), ("latency", 0),
                         ("gradient_bytes", 0), ("hidden", 0)):  # fmt: skip
         value = getattr(options, name)
         if value is None:

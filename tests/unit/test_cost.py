@@ -277,6 +277,7 @@ def test_a_runs_metrics_give_rates_and_the_exchange(tmp_path, capsys):
     assert found[(("g5.xlarge", 1),)]["even"]["seconds"] == pytest.approx(9)
     assert found[(("g5.12xlarge", 1),)]["even"]["seconds"] == pytest.approx(9000 / 2000)  # four of such GPUs
     assert found[(("g5.xlarge", 2),)]["exchange_seconds"] == pytest.approx(2.0)  # as in the run, at its batch size
+    assert "give --bandwidth too" in failing([*arguments, "--latency", "5"], capsys)
     assert command.main(arguments) == 0
     assert "a step of that run took beyond compute" in capsys.readouterr().out
 
@@ -347,7 +348,7 @@ def test_a_file_that_makes_no_sense_is_one_line(text, said, tmp_path, capsys):
         (["--rows", "9", "--rows-per-second", "g5.xlarge"], "give NAME=VALUE"),
         (["--rows", "9", "--rows-per-second", "x=3"], "no machine is named 'x'"),
         ([*BY_ROWS, "--hidden", "2"], "--hidden"),
-        ([*BY_ROWS, "--bandwidth", "-1"], "--bandwidth"),
+        ([*BY_ROWS, "--bandwidth", "0"], "--bandwidth must be above 0"),
         ([*BY_ROWS, "--batch-size", "3", "--batch-per-gpu", "3"], "leave one out"),
         (["--metrics", "g5.xlarge=nowhere"], "No such file"),
         (["--price", "g5.xlarge=nan"], "give a number above 0"),
