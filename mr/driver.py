@@ -117,7 +117,7 @@ class _Run:
         """Lines per file of an input that was read before, where the shards or what was made of them still stand."""
         key = self._ingest_key(sources)
         lines: list[int] | None = self.stages.result("ingest", key)
-        cleaned = self.stages.result("clean", self._clean_key(sources)) is not None
+        cleaned = self._stands("clean", self._clean_key(sources))
         if lines is not None and (cleaned or (self.work / "ingest").is_dir()):
             self.progress.skipped("reading the input")
             return lines
@@ -192,14 +192,17 @@ class _Run:
         return key
 
     def _skipped(self, stage: str, key: str) -> bool:
-        """Whether a job's output stands already; if not, what there is of it is removed."""
-        if self.stages.result(stage, key) and output_stands(
-            self.work / stage, runner=self.options.runner, conf=self.options.conf
-        ):
+        """Whether a job need not be run; if it must, what there is of its output is removed."""
+        if self._stands(stage, key):
             self.progress.skipped(TITLES[stage])
             return True
         self.stages.begin(stage, f"{stage}-scratch")
         return False
+
+    def _stands(self, stage: str, key: str) -> bool:
+        """Whether a job's output is there, whole."""
+        known = self.stages.result(stage, key) is not None
+        return known and output_stands(self.work / stage, runner=self.options.runner, conf=self.options.conf)
 
     def _write(
         self, encode_key: str, made_from: str, settings: Settings, counted: Counted, vocabulary: tuple[str, ...]

@@ -27,6 +27,7 @@ from native.files import write_durably
 from native.format import UNFINISHED
 from native.part_writer import Layout, Part, PartWriter
 from native.text import SPLITS, UNKNOWN_ID
+from native.writer import remove_dataset
 
 _STAR = ord("0")
 # Workers are forks, so that they find it here: rows written by all of them.
@@ -146,9 +147,14 @@ class _Journal:
     def __init__(self, folder: Path, key: str) -> None:
         self._path, self._key = folder / UNFINISHED, key
         self.done: dict[str, dict[str, Any]] = {}
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        try:
+            known = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            known = {}
         if known.get("key") == key:
             self.done = known["parts"]
+        elif known:
+            remove_dataset(folder)
         self._write()
 
     def add(self, path: str, closed: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
-_forking = False
+_driver = 0
+"""process that forks for the pool, while it does"""
 
 
 def _leave_signals_to_the_driver() -> None:
@@ -24,8 +25,12 @@ def _leave_signals_to_the_driver() -> None:
     handler did not end. Ctrl-C goes to the driver, which ends the pool. A driver that is killed ends nobody: the kernel
     does it.
     """
-    if _forking:
+    global _driver
+    if _driver:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != _driver:  # it was killed before that was asked of the kernel
+            os._exit(1)
+        _driver = 0  # what a task starts is no process of the pool
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -44,8 +49,8 @@ def run_tasks(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator
         BrokenProcessPool: a process was killed.
         Exception: what a task raised; the others are ended.
     """
-    global _forking
-    _forking = True
+    global _driver
+    _driver = os.getpid()
     try:
         with ProcessPoolExecutor(processes, get_context("fork")) as pool:
             try:
@@ -57,4 +62,4 @@ def run_tasks(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator
                     process.terminate()
                 raise
     finally:
-        _forking = False
+        _driver = 0

@@ -38,7 +38,7 @@ def test_the_command_ends_with_its_figures(tmp_path):
     assert found["ours_mb_per_s"] > 0
     assert found["bare_loop_mb_per_s"] > 0
     assert found["original_mb_per_s"] is None or found["original_mb_per_s"] > 0
-    assert len(found["ours_stages"]) == 5
+    assert len(found["ours_stages"]) == 6
     assert found["peak_memory_bytes"] > 10_000_000
     assert found["peak_temporary_bytes"] > 0
     assert set(found["missed"]) <= set(found["targets"])
