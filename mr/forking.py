@@ -12,11 +12,10 @@ from typing import Any, BinaryIO
 
 from mrjob.local import LocalMRJobRunner, _pickle_safe
 
-from mr.meter import nothing_to_reduce
 from mr.parts import Parts, Sorted, part_of
 from mr.pool import run_tasks
 from mr.slices import Slices, cut
-from mr.sorting import BUFFER, sort_lines
+from mr.sorting import BUFFER
 
 REDUCERS_A_CORE = 2
 """so that one that ends early leaves no core idle for long"""
@@ -42,7 +41,7 @@ class ForkingRunner(LocalMRJobRunner):
 
     def _invoke_task_func(self, task_type: str, step_num: int, task_num: int) -> Any:
         parts: list[Path] = []
-        if task_type == "mapper" and not self.job_class.REDUCER_ONLY_SORTS:
+        if task_type == "mapper":
             path = self._task_output_path("mapper", step_num, task_num)
             parts = [part_of(path, part) for part in range(self._num_reducers(step_num) * REDUCERS_A_CORE)]
         source = self._inputs[task_type, step_num, task_num]
@@ -57,22 +56,10 @@ class ForkingRunner(LocalMRJobRunner):
         return [{"file": str(piece[0][0]) if piece else "", "start": 0, "length": 0} for piece in pieces]
 
     def _sort_reducer_input(self, step_num: int, num_map_tasks: int) -> None:
-        """Sort for a job whose reducer only sorts; other reducers sort what is theirs."""
+        """Not here: each reducer sorts what is its own."""
         self._mappers = num_map_tasks
-        if self.job_class.REDUCER_ONLY_SORTS:
-            mapped = [self._task_output_path("mapper", step_num, task) for task in range(num_map_tasks)]
-            output = Path(self._sorted_reducer_input_path(step_num))
-            output.parent.mkdir(parents=True, exist_ok=True)
-            sort_lines(mapped, output, output.parent)
-            for path in mapped:
-                os.unlink(path)
 
     def _split_reducer_input(self, step_num: int) -> int:
-        if self.job_class.REDUCER_ONLY_SORTS:
-            path = Path(self._sorted_reducer_input_path(step_num))
-            path.rename(self._task_output_path("reducer", step_num, 0))
-            nothing_to_reduce()
-            return 0
         count: int = self._num_reducers(step_num) * REDUCERS_A_CORE
         mapped = [self._task_output_path("mapper", step_num, task) for task in range(self._mappers)]
         for part in range(count):
@@ -132,7 +119,10 @@ def _run_task(
     with source.open(stderr) as stdin, Parts(parts) if parts else nullcontext(stdout) as target:
         task.sandbox(stdin, target, stderr)
         try:
-            task.execute()
+            if task.options.run_reducer and job_class.REDUCER_ONLY_SORTS:
+                stdout.writelines(task.stdin)
+            else:
+                task.execute()
         except BaseException:
             stderr.write(traceback.format_exc().encode())
             raise

@@ -51,7 +51,7 @@ class ReviewJob(MRJob):
     MAPPERS_A_CORE: ClassVar[int] = 2
     """tasks that the local runner cuts the input into; more even out what differs, and each counts words of its own"""
     REDUCER_ONLY_SORTS: ClassVar[bool] = False
-    """whether the reducer hands on what it gets: the local runner then leaves it out"""
+    """whether the reducer hands on what it gets: the local runner then hands on the lines as they are"""
     SORTED: ClassVar[bool] = True
     """whether each part of the output is read as a sorted one; Spark does not sort"""
 

@@ -52,13 +52,6 @@ def metered(stream: BinaryIO, reduces: bool) -> BinaryIO | Iterator[bytes]:
     return _counted(stream, reduces)
 
 
-def nothing_to_reduce() -> None:
-    """Tell that the job has no reducers to wait for."""
-    if _counts is not None:
-        _add(_TO_REDUCE, 1)
-        _add(_REDUCED, 1)
-
-
 def _size(stream: BinaryIO) -> int:
     # What is no plain file tells it.
     return int(getattr(stream, "size", None) or os.fstat(stream.fileno()).st_size)

@@ -36,8 +36,9 @@ DATA/dataset.json; malformed ones land in DATA/quarantine.jsonl with file, line 
 --max-malformed allows, nothing is made, and they stand in DATA.quarantine.jsonl beside it."""
 EPILOG = """\
 The dataset depends on the reviews and the options alone: not on the runner, the number of cores or the order of INPUT.
-Exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input. Temporary files lie in $TMPDIR where that
-is set, otherwise beside DATA, about five times as large as the uncompressed input, and are removed at the end."""
+A call that was cut off goes on where it was when it is given again; a finished one has nothing to do.
+Exit status: 0 done, 1 failed while running, 2 wrong usage or unusable input. Temporary files lie in DATA.work, or in
+$TMPDIR where that is set, up to twice as large as the uncompressed input, and are removed when DATA is finished."""
 DEFAULT_VOCAB_SIZE = 10_000
 DEFAULT_MAX_MALFORMED = 1.0
 DEFAULT_SPLIT = "train=80,validation=10,test=10"

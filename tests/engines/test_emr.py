@@ -104,7 +104,7 @@ def test_the_example_leads_to_a_submitted_step(aws, client, wheel, tmp_path):
     assert "Traceback" not in told
     left = client("s3").list_objects_v2(Bucket="bucket", Prefix="tmp/")
     assert not [entry["Key"] for entry in left.get("Contents", []) if "/input/" in entry["Key"]]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mrjob.conf", "reviews.jsonl.gz"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.work", "mrjob.conf", "reviews.jsonl.gz"]
 
 
 def wait_for_step(emr, running) -> tuple[dict, dict]:
