@@ -70,7 +70,7 @@ class ReviewJob(MRJob):
         ReviewJob.mapper_init(self)
 
     def run_mapper(self, step_num: int = 0) -> None:
-        """As MRJob has it, with fewer calls a record: they were a quarter of the time."""
+        """As MRJob has it, with fewer calls a record."""
         read, _ = self.pick_protocols(step_num, "mapper")
         self._write(self.map_pairs(self._read(read), step_num))
 
