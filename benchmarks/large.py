@@ -20,10 +20,11 @@ import engine
 import native
 from benchmarks.ours import writer_digest
 from benchmarks.rows import LENGTH, WORDS, prepared, row_blocks, warm
-from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest, part_rows
+from native.format import DIGEST_FIELDS, file_digest, group_name, json_digest
 from native.hdf5 import read_hdf5_index
 from native.index import write_index
-from native.part_writer import DEFAULT_CHUNK_ROWS, PART_BYTES
+from native.part_writer import DEFAULT_CHUNK_ROWS, Layout
+from native.text import SPLITS
 
 CHUNKS = 48_829
 ROWS = CHUNKS * DEFAULT_CHUNK_ROWS
@@ -59,7 +60,9 @@ def _multiply(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the training split by the parts of ROWS rows, and make the manifest say so."""
     few = folder / "train" / "few.h5"
     (folder / "train" / "part-00000.h5").rename(few)
-    parts = part_rows(ROWS, DEFAULT_CHUNK_ROWS, -(-ROWS * LENGTH * 2 // PART_BYTES))
+    none = dict.fromkeys(SPLITS, (0,))
+    layout = Layout((LENGTH,), none | {"train": (ROWS,)}, WORDS)
+    parts = [part.rows[0] for part in layout.parts("train")]
     others = [part for part in manifest["parts"] if not part["path"].startswith("train/")]
     manifest["parts"] = []
     stars = np.zeros(5, np.int64)

@@ -211,9 +211,10 @@ class _Run:
         layout = Layout(settings.bounds, _rows(settings, counted), len(vocabulary))
         with self.progress.stage("writing the dataset", "rows") as stage:
             packed = pack(
-                self.work / "encode",
+                parts(self.work / "encode"),
                 out,
                 layout,
+                work=self.work / "sorted",
                 key=encode_key,
                 processes=1 if options.runner == "inline" else options.cores,
                 progress=lambda done: stage.tell(done / kept, done),

@@ -19,6 +19,7 @@ from mr.review import Fields
 from mr.settings import Settings
 from mr.stopwords import ENGLISH
 from mr.stores import Input
+from native.files import leftovers
 from native.format import MANIFEST, UNFINISHED, DatasetError, read_manifest, read_vocabulary
 from native.text import SPLITS, TextSettings, tokenize
 
@@ -294,7 +295,7 @@ def _new_folder(out: Path) -> Path:
     try:
         # A dataset may be that of this very call, and an unfinished one is gone on with: the driver looks.
         ours = any((out / name).exists() for name in (MANIFEST, UNFINISHED))
-        if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not ours and (not out.is_dir() or set(out.iterdir()) - set(leftovers(out))):
             kind = "not empty" if out.is_dir() else "a file"
             raise UsageError(f"--out {out}: {kind}; name a new folder, nothing is overwritten")
         parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())

@@ -1,18 +1,19 @@
-"""The last step: from the sorted records of the encode job to the parts of the dataset, several at a time.
+"""The last step: from the records of the encode job to the parts of the dataset, several at a time.
 
-    record files --count--> records per place and slice of digests --> where each part's rows begin in each file
-    each part: slices merged --> rows --> a file under another name, flushed, renamed --> an entry in unfinished.json
+    record files --sorted where they are not, counted--> where each part's rows begin in each file
+    each part: its records merged --> rows --> a file under another name, flushed, renamed --> told in unfinished.json
 
-A part that stands there is not written again. The manifest comes last, and with it unfinished.json goes.
+A part that stands there, whole, is not written again. The manifest comes last, and with it unfinished.json goes.
 """
 
 from __future__ import annotations
 
+import binascii
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ import numpy as np
 from mr.errors import RunError
 from mr.pool import run_tasks
 from mr.progress import ticking
-from mr.records import decode_ids, parts
-from mr.sorted_records import SortedRecords, count_slices
-from native.files import write_durably
-from native.format import UNFINISHED
+from mr.records import decode_ids
+from mr.sorted_records import IDS, STAR, Counts, SortedRecords, arranged
+from native.files import leftovers, write_durably
+from native.format import UNFINISHED, DatasetError, file_digest
+from native.index import index_path
 from native.part_writer import Layout, Part, PartWriter
 from native.text import SPLITS, UNKNOWN_ID
 from native.writer import remove_dataset
 
-_STAR = ord("0")
-# Workers are forks, so that they find it here: rows written by all of them.
+# Rows written of each part. Workers are forks, so that they find it here; each part has a place of its own, so that
+# there is no lock which a killed worker could hold.
 _rows_done: Any = None
 
 Packed = dict[str, list[dict[str, Any]]]
@@ -38,45 +40,49 @@ Packed = dict[str, list[dict[str, Any]]]
 
 
 def pack(
-    records: Path,
+    files: Sequence[Path],
     folder: Path,
     layout: Layout,
     *,
+    work: Path,
     key: str,
     processes: int,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Packed:
-    """Write all parts of a dataset that do not stand there yet.
+    """Write all parts of a dataset that do not stand there yet; the dataset depends on the set of records alone.
+
+    Until native.writer.finish_dataset the folder is no dataset. What a call leaves that was cut off or failed is gone
+    on with by the next one with the same key; whoever will not go on removes it with native.writer.remove_dataset.
 
     Args:
-        records: output folder of the encode job, each file sorted.
-        folder: of the dataset; new, empty, or left by a call with the same key.
+        files: output of the encode job, in any order, each in any order.
+        folder: of the dataset; new, empty, or left by an unfinished call.
         layout: of the dataset.
-        key: names the call: parts of another one are written anew.
-        processes: at a time; with 1 this process does it.
+        work: folder for sorted copies of files that are not sorted; the caller removes it.
+        key: names the records and the layout: what a call with another key left is removed.
+        processes: at a time, each with some 100 MB of memory; with 1 this process does it.
         progress: called now and then with the rows so far.
 
     Raises:
-        RunError: the records are not sorted, one came twice, or a process was killed.
+        RunError: rows are missing or too many, a record came twice or is none, or a process was killed.
+        DatasetError: the folder holds something else, or rows do not fit the layout.
+        OSError: disk full, ...; it names the file.
     """
     global _rows_done
-    folder.mkdir(parents=True, exist_ok=True)
     journal = _Journal(folder, key)
-    todo = [part for split in SPLITS for part in layout.parts(split) if part.path not in journal.done]
-    _rows_done = done = get_context("fork").Value("q", 0)
-    before = sum(part["entry"]["rows"] for part in journal.done.values())
-    files = [path for path in parts(records) if path.stat().st_size]
+    planned = [part for split in SPLITS for part in layout.parts(split)]
     try:
-        counts: dict[bytes, np.ndarray] = {}
-        for found in _run([partial(count_slices, path) for path in files] if todo else [], processes):
-            for place, slices in found.items():
-                counts[place] = counts.get(place, 0) + slices
+        stands = _run([partial(_stands, folder, part.path, journal.done.get(part.path)) for part in planned], processes)
+        journal.keep({path for path, whole in stands if whole})
+        todo = [part for part in planned if part.path not in journal.done]
         if todo:
-            _check(counts, layout)
-        source = SortedRecords(files, counts)
-        with ticking(lambda: progress(before + done.value)):
-            for path, closed in _run([partial(_write_part, folder, layout, part, source) for part in todo], processes):
-                journal.add(path, closed)
+            source = _source(files, layout, work, processes)
+            before = sum(part["entry"]["rows"] for part in journal.done.values())
+            _rows_done = done = RawArray("q", len(todo))
+            tasks = [partial(_write_part, folder, layout, part, source, at) for at, part in enumerate(todo)]
+            with ticking(lambda: progress(before + sum(done))):
+                for path, closed in _run(tasks, processes):
+                    journal.add(path, closed)
     except BrokenProcessPool:
         raise RunError(
             "a process that wrote the dataset was killed, perhaps for want of memory; the parts that stand are kept: "
@@ -93,68 +99,94 @@ def _run(tasks: Sequence[Callable[[], Any]], processes: int) -> Iterator[Any]:
     return (task() for task in tasks)
 
 
-def _check(counts: dict[bytes, np.ndarray], layout: Layout) -> None:
-    """All rows must be there, and no others."""
-    found = {place: int(slices.sum()) for place, slices in counts.items()}
+def _stands(folder: Path, path: str, closed: dict[str, Any] | None) -> tuple[str, bool]:
+    """Whether a part is what the journal says: a disk may have lost it since."""
+    if closed is None or not (folder / path).is_file() or not index_path(folder / path).is_file():
+        return path, False
+    return path, file_digest(folder / path) == closed["entry"]["digest"]
+
+
+def _source(files: Sequence[Path], layout: Layout, work: Path, processes: int) -> SortedRecords:
+    """All records, sorted and counted; they must be the layout's rows."""
+    tasks = [partial(arranged, path, work) for path in files if path.stat().st_size]
+    paths: list[Path] = []
+    counts: Counts = {}
+    for path, found in _run(tasks, processes):
+        paths.append(path)
+        for place, slices in found.items():
+            counts[place] = counts.get(place, 0) + slices
+    source = SortedRecords(sorted(paths), counts)
+    came = {place: int(slices.sum()) for place, slices in counts.items()}
     expected = {
         _place(split, bucket): rows for split in SPLITS for bucket, rows in enumerate(layout.rows[split]) if rows
     }
-    if found != expected:
-        both = sorted(found.keys() | expected.keys())
-        wrong = next(place for place in both if found.get(place) != expected.get(place))
-        raise RunError(
-            f"{SPLITS[int(wrong[:1])]}, bucket {int(wrong[1:])}: {found.get(wrong, 0)} encoded reviews came, "
-            f"{expected.get(wrong, 0)} were counted; nothing was written: this is an error in the program, please "
-            "report it"
-        )
+    for place in sorted(came.keys() | expected.keys()):
+        if came.get(place, 0) > expected.get(place, 0):
+            source.check_once(place)  # which names the cause, where it is this
+        if came.get(place) != expected.get(place):
+            raise RunError(
+                f"{SPLITS[int(place[:1])] if int(place[:1]) < len(SPLITS) else place[:1].decode()}, bucket "
+                f"{int(place[1:])}: {came.get(place, 0)} encoded reviews came, {expected.get(place, 0)} were counted; "
+                "no dataset was written: this is an error in the program, please report it"
+            )
+    return source
 
 
 def _place(split: str, bucket: int) -> bytes:
     return b"%d%02d" % (SPLITS.index(split), bucket)
 
 
-def _write_part(folder: Path, layout: Layout, part: Part, source: SortedRecords) -> tuple[str, dict[str, Any]]:
-    writer = PartWriter(folder, layout, part)
+def _write_part(folder: Path, layout: Layout, part: Part, source: SortedRecords, at: int) -> tuple[str, dict[str, Any]]:
     unknown = 0
-    try:
-        for bucket, (first, number) in enumerate(zip(part.first, part.rows, strict=True)):
-            for lines in source.rows(_place(part.split, bucket), first, number):
-                tokens, lengths, stars = _rows(lines, layout.bounds[bucket], layout.token_type)
-                layout.check_rows(bucket, tokens, lengths, stars)
-                writer.take(bucket, tokens, lengths, stars)
-                unknown += int(np.count_nonzero(tokens == UNKNOWN_ID))
-                with _rows_done.get_lock():
-                    _rows_done.value += len(lines)
-        return part.path, {**writer.close(), "unknown": unknown}
-    except BaseException:
-        writer.abort()
-        raise
+    writer = PartWriter(folder, layout, part)
+    for bucket, (first, number) in enumerate(zip(part.first, part.rows, strict=True)):
+        for lines in source.rows(_place(part.split, bucket), first, number):
+            tokens, lengths, stars = _rows(lines, layout.bounds[bucket], layout.token_type)
+            layout.check_rows(bucket, tokens, lengths, stars)
+            writer.take(bucket, tokens, lengths, stars)
+            unknown += int(np.count_nonzero(tokens == UNKNOWN_ID))
+            _rows_done[at] += len(lines)
+    return part.path, {**writer.close(), "unknown": unknown}
 
 
 def _rows(lines: Sequence[bytes], bound: int, token_type: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [n, bound], lengths [n] and stars [n] of records."""
-    values = [line[line.index(b"\t") + 1 :] for line in lines]
-    encoded = [decode_ids(value[1:]) for value in values]
+    try:
+        encoded = [decode_ids(line[IDS:]) for line in lines]
+    except binascii.Error as error:
+        raise RunError(f"a record's ids are no base64 ({error}); no dataset was written: please report it") from None
     width = bound * token_type.itemsize
+    sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    if (sizes > width).any() or (sizes % token_type.itemsize).any():
+        raise RunError(f"a record has not 1 to {bound} tokens; no dataset was written: please report it")
     tokens = np.frombuffer(b"".join([row.ljust(width, b"\0") for row in encoded]), token_type).reshape(-1, bound)
-    lengths = np.array([len(row) // token_type.itemsize for row in encoded], np.uint16)
-    return tokens, lengths, np.array([value[0] - _STAR for value in values], np.uint8)
+    lengths = (sizes // token_type.itemsize).astype(np.uint16)
+    return tokens, lengths, np.frombuffer(bytes([line[STAR] for line in lines]), np.uint8) - np.uint8(ord("0"))
 
 
 class _Journal:
-    """Which parts stand in the folder, whole."""
+    """Which parts stand in the folder, whole.
+
+    Raises:
+        DatasetError: the folder holds something that is not ours.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         self._path, self._key = folder / UNFINISHED, key
-        self.done: dict[str, dict[str, Any]] = {}
-        try:
-            known = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            known = {}
-        if known.get("key") == key:
-            self.done = known["parts"]
-        elif known:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in leftovers(folder):
+            path.unlink()
+        known: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if not known and any(folder.iterdir()):
+            raise DatasetError(f"{folder}: not empty; name a new folder, nothing is overwritten")
+        if known and known["key"] != key:
             remove_dataset(folder)
+        self.done: dict[str, dict[str, Any]] = known["parts"] if known.get("key") == key else {}
+        self._write()
+
+    def keep(self, paths: set[str]) -> None:
+        """Forget all others."""
+        self.done = {path: closed for path, closed in self.done.items() if path in paths}
         self._write()
 
     def add(self, path: str, closed: dict[str, Any]) -> None:

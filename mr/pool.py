@@ -58,8 +58,11 @@ def run_tasks(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator
                     yield task.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in active_children():
+                workers = active_children()
+                for process in workers:
                     process.terminate()
+                for process in workers:  # whoever tries again must not meet them
+                    process.join()
                 raise
     finally:
         _driver = 0

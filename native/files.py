@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
+
+_UNFINISHED = ".part"
+_LEFTOVER = re.compile(r"\..+\.\d+\.part", re.DOTALL)
 
 
 def sync(path: Path) -> None:
@@ -21,19 +25,24 @@ def write_durably(path: Path, data: bytes) -> None:
     """Write beside, flush to disk, rename, flush the folder.
 
     Raises:
-        OSError: disk full, read-only, ...; the old file is still there, whole.
+        OSError: disk full, read-only, ..., naming the file; the old one is still there, whole.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync(path.parent)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What write_durably left in a folder, and in those below it, when it was killed."""
+    return [path for path in folder.rglob(f".*{_UNFINISHED}") if _LEFTOVER.fullmatch(path.name)]
 
 
 def open_regular(path: Path) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ import hdf5plugin
 import numpy as np
 import xxhash
 
-from native.files import sync
+from native.files import write_durably
 from native.format import (
     MAX_CHUNK_BYTES,
     MAX_CHUNK_ROWS,
     DatasetError,
-    file_digest,
     group_name,
     part_rows,
 )
@@ -34,6 +33,11 @@ FLUSHED_CHUNKS = 2
 """chunks of a bucket that are written at a time: a file's bytes must not depend on how its rows came"""
 PART_BYTES = 32 << 20
 """decoded tokens per part file, about: parts are written by several processes"""
+_numbers = itertools.count()
+_GROWTH = 1 << 20
+"""bytes by which a part's memory grows"""
+MAX_PARTS = 512
+"""of a split; beyond them parts are larger: a reader holds each open, and many systems allow 1,024 files"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Layout:
     chunk_rows: int = DEFAULT_CHUNK_ROWS
     compress: bool = True
     """byte shuffle and LZ4; False stores the rows as they are"""
+    part_bytes: int = field(default_factory=lambda: PART_BYTES)
+    """decoded tokens of a part, about"""
 
     def __post_init__(self) -> None:
         if list(self.bounds) != sorted(set(self.bounds)) or not self.bounds or not 0 < self.bounds[-1] < 10_000:
@@ -85,9 +91,9 @@ class Layout:
     def parts(self, split: str) -> list[Part]:
         """The parts of a split, one at least."""
         total = sum(count * bound for count, bound in zip(self.rows[split], self.bounds, strict=True))
-        number = max(1, -(-total * self.token_type.itemsize // PART_BYTES))
+        number = min(max(1, -(-total * self.token_type.itemsize // self.part_bytes)), MAX_PARTS)
         per_bucket = [part_rows(count, self.chunk_rows, number) for count in self.rows[split]]
-        first = [[0, *accumulate(counts)] for counts in per_bucket]
+        first = [[0, *itertools.accumulate(counts)] for counts in per_bucket]
         return [
             Part(
                 split,
@@ -112,7 +118,9 @@ class Layout:
 
 
 class PartWriter:
-    """Writes one part under another name, until it is whole.
+    """Writes one part, in memory until it is whole.
+
+    libhdf5 never writes to the disk: where a disk is full it fails when it closes the file too, and crashes later.
 
     Args:
         folder: of the dataset.
@@ -123,9 +131,11 @@ class PartWriter:
     def __init__(self, folder: Path, layout: Layout, part: Part) -> None:
         self._layout, self._part = layout, part
         self._path = folder / part.path
-        self._path.parent.mkdir(exist_ok=True)
-        self._unfinished = self._path.with_name(f".{self._path.name}.unfinished")
-        self._file = h5py.File(self._unfinished, "w", libver=("v110", "v110"))
+        # libhdf5 takes two files in memory with one name for the same.
+        name = f"{part.path}, {next(_numbers)}"
+        self._file = h5py.File(
+            name, "w", libver=("v110", "v110"), driver="core", backing_store=False, block_size=_GROWTH
+        )
         self._written = [0] * len(part.rows)
         self._tokens_written = 0
         self._stars = np.zeros(5, np.int64)
@@ -175,39 +185,37 @@ class PartWriter:
         return count
 
     def close(self) -> dict[str, Any]:
-        """Add checksums, write the index file, flush both to disk, and give the part its name.
+        """Add checksums; write the part under another name, flush it to disk, rename it; then the index file.
 
         Returns:
             Its entry in the manifest, under "entry"; and beside it "stored_bytes" and "stars", rows per star.
 
         Raises:
             DatasetError: rows are missing.
+            OSError: disk full, ...; there is no part then.
         """
         part, layout = self._part, self._layout
         if not self.full:
             raise DatasetError(f"{part.path}: {self._written} rows per bucket written, {list(part.rows)} announced")
         for bound, count in zip(layout.bounds, part.rows, strict=True):
             self._add_checksums(self._file[group_name(bound)], count)
+        # The first flush may take room at the end that it does not fill; the second gives it back, as closing does.
+        self._file.flush()
+        self._file.flush()
+        image = self._file.id.get_file_image()
         self._file.close()
-        indexes = read_hdf5_index(self._unfinished, layout.bounds, layout.chunk_rows, layout.token_type.name)
-        digest = file_digest(self._unfinished)
-        sync(self._unfinished)
-        os.replace(self._unfinished, self._path)
+        self._path.parent.mkdir(exist_ok=True)
+        write_durably(self._path, image)
+        indexes = read_hdf5_index(self._path, layout.bounds, layout.chunk_rows, layout.token_type.name)
         entry = {
             "path": part.path,
             "rows": sum(part.rows),
             "tokens": self._tokens_written,
-            "digest": digest,
+            "digest": hashlib.sha256(image).hexdigest(),
             "index_digest": write_index(self._path, indexes),
         }
-        sync(self._path.parent)
         stored = sum(int(index.sizes.sum()) for index in indexes)
         return {"entry": entry, "stored_bytes": stored, "stars": self._stars.tolist()}
-
-    def abort(self) -> None:
-        """Remove what was written."""
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
 
     def _flush(self, bucket: int) -> None:
         tokens, lengths, stars = (np.concatenate(column) for column in zip(*self._waiting[bucket], strict=True))

@@ -36,6 +36,7 @@ class DatasetWriter:
         vocabulary: words by falling frequency.
         chunk_rows: rows of a chunk.
         compress: byte shuffle and LZ4; False stores the rows as they are.
+        part_bytes: decoded tokens of a part, about; None: PART_BYTES.
 
     Raises:
         DatasetError: the folder holds something, or the arguments do not fit each other.
@@ -50,11 +51,19 @@ class DatasetWriter:
         vocabulary: Sequence[str],
         chunk_rows: int = DEFAULT_CHUNK_ROWS,
         compress: bool = True,
+        part_bytes: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.vocabulary = list(vocabulary)
         counts = {split: tuple(int(count) for count in rows.get(split, [0] * len(bounds))) for split in SPLITS}
-        self.layout = Layout(tuple(int(bound) for bound in bounds), counts, len(self.vocabulary), chunk_rows, compress)
+        self.layout = Layout(
+            tuple(int(bound) for bound in bounds),
+            counts,
+            len(self.vocabulary),
+            chunk_rows,
+            compress,
+            **({} if part_bytes is None else {"part_bytes": part_bytes}),
+        )
         if self.folder.exists() and any(self.folder.iterdir()):
             raise DatasetError(f"{self.folder}: not empty; name a new folder, nothing is overwritten")
         self._parts = {split: self.layout.parts(split) for split in SPLITS}
@@ -104,8 +113,7 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Remove what was written."""
-        for writer in self._open.values():
-            writer.abort()
+        self._open.clear()
         remove_dataset(self.folder)
 
     def _writer(self, part: Part) -> PartWriter:

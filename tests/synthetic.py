@@ -37,6 +37,7 @@ def write_dataset(
     words: int = 60,
     chunk_rows: int = 64,
     compress: bool = True,
+    part_bytes: int | None = None,
     seed: int = 5,
 ) -> dict[str, Any]:
     """Write a dataset; returns, per split and bucket, the (tokens, lengths, stars) that went in."""
@@ -48,6 +49,7 @@ def write_dataset(
         vocabulary=[f"word{i}" for i in range(words)],
         chunk_rows=chunk_rows,
         compress=compress,
+        part_bytes=part_bytes,
     )
     content: dict[str, Any] = {}
     for split, counts in rows.items():

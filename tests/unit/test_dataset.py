@@ -60,12 +60,18 @@ def assert_same(folder: Path, split: str, bucket: int, rows: np.ndarray, batch: 
     seed=st.integers(0, 99),
 )
 def test_random_shapes_read_as_the_slow_twin_reads_them(
-    tmp_path_factory, monkeypatch, bound, rows, chunk_rows, words, compress, cache, part_bytes, seed
+    tmp_path_factory, bound, rows, chunk_rows, words, compress, cache, part_bytes, seed
 ):
-    monkeypatch.setattr("native.part_writer.PART_BYTES", part_bytes)
     folder = tmp_path_factory.mktemp("data")
     write_dataset(
-        folder, bounds=[bound], rows={"train": [rows]}, words=words, chunk_rows=chunk_rows, compress=compress, seed=seed
+        folder,
+        bounds=[bound],
+        rows={"train": [rows]},
+        words=words,
+        chunk_rows=chunk_rows,
+        compress=compress,
+        part_bytes=part_bytes,
+        seed=seed,
     )
     wanted = np.random.default_rng(seed).integers(0, rows, 40)
     with native.open_dataset(folder, "train", cache_bytes=cache) as data:
@@ -188,9 +194,8 @@ def test_the_files_are_what_the_contract_says(folder):
                     assert checksum == xxhash.xxh3_64_intdigest(tokens.id.read_direct_chunk((number * 64, 0))[1])
 
 
-def test_only_a_buckets_last_chunk_is_short_across_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("native.part_writer.PART_BYTES", 4000)
-    write_dataset(tmp_path / "data", rows={"train": [700, 433]})
+def test_only_a_buckets_last_chunk_is_short_across_parts(tmp_path):
+    write_dataset(tmp_path / "data", rows={"train": [700, 433]}, part_bytes=4000)
     manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())
     paths = [part["path"] for part in manifest["parts"] if part["path"].startswith("train")]
     assert len(paths) > 3
