@@ -29,6 +29,8 @@ from native.text import SPLITS
 class DatasetWriter:
     """Writes a dataset folder; the manifest comes last, so a folder without it is known to be unfinished.
 
+    Parts that are not full yet are held in memory, compressed: several buckets side by side make that a whole split.
+
     Args:
         folder: new or empty folder.
         bounds: padded length of each bucket, ascending, in tokens.
