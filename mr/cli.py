@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        manifest = preprocess(options, Progress(number_of_stages(options)))
+        progress = Progress(number_of_stages(options))
+        signal.signal(signal.SIGTERM, lambda number, _: progress.stop(128 + number))
+        manifest = preprocess(options, progress)
     except UsageError as error:
         return _say(str(error), 2)
     except RunError as error:

@@ -24,7 +24,7 @@ from mr.progress import Progress
 from mr.quarantine import check_malformed, example, malformed_of, read_malformed, write_quarantine
 from mr.records import parts
 from mr.settings import Settings
-from mr.stages import Digested, Stages, content_digests, open_stages, work_folder
+from mr.stages import Digested, Stages, content_digests, only_writer, open_stages, work_folder
 from mr.statistics import statistics
 from mr.stores import RemoteFile
 from native.format import COUNT_FIELDS, MANIFEST, QUARANTINE_FILE, UNFINISHED, read_manifest
@@ -132,7 +132,7 @@ class _Run:
         folder = self.work / "ingest"
         folder.mkdir()
         size = sum(path.stat().st_size for path in options.inputs)
-        inputs: list[Any] = [path if sources is not None else Digested(path) for path in options.inputs]
+        inputs: list[Any] = [Digested(path) for path in options.inputs]
         with self.progress.stage("reading the input") as stage:
             found = ingest(
                 inputs,
@@ -144,8 +144,11 @@ class _Run:
             raise UsageError(
                 f"{options.inputs[0]}{' and all others' if len(inputs) > 1 else ''}: empty; give files with reviews"
             )
-        if sources is None:
-            sources = [[path.name, path.digest()] for path in inputs]
+        read = [[path.name, path.digest()] for path in inputs]
+        for path, known, now in zip(options.inputs, sources or read, read, strict=True):
+            if known != now:
+                raise UsageError(f"{path}: changed while it was read; run it again when it is complete")
+        sources = read
         self.stages.end("ingest", self._ingest_key(sources), found.lines)
         return found.lines, sources
 
@@ -163,7 +166,7 @@ class _Run:
             return key
         shards = sorted((self.work / "ingest").iterdir())
         self.jobs(CleanJob, shards, "clean", {"settings": self.settings.write(self.work / "settings.json")})
-        self.stages.end("clean", key, True)
+        self._end("clean", key)
         shutil.rmtree(self.work / "ingest")
         return key
 
@@ -174,7 +177,7 @@ class _Run:
         key = self.stages.key("count", clean_key, settings.text.to_json(), settings.split, settings.vocab_size)
         if not self._skipped("count", key):
             self.jobs(CountJob, clean, "count", {"settings": settings.write(self.work / "settings.json")})
-            self.stages.end("count", key, True)
+            self._end("count", key)
         counted = read_counts(folder, options.inputs, lines, settings.vocab_size)
         check_malformed(malformed_of(counted, folder), options)
         _check_not_empty(options, counted, folder)
@@ -188,7 +191,7 @@ class _Run:
             words_file.write_bytes(words)
             files = {"settings": settings.write(self.work / "encode-settings.json"), "vocabulary": words_file}
             self.jobs(EncodeJob, parts(self.work / "clean"), "encode", files)
-            self.stages.end("encode", key, True)
+            self._end("encode", key)
         return key
 
     def _skipped(self, stage: str, key: str) -> bool:
@@ -201,15 +204,26 @@ class _Run:
 
     def _stands(self, stage: str, key: str) -> bool:
         """Whether a job's output is there, whole."""
-        known = self.stages.result(stage, key) is not None
-        return known and output_stands(self.work / stage, runner=self.options.runner, conf=self.options.conf)
+        return self.stages.result(stage, key) == self._files(stage) != [] and output_stands(
+            self.work / stage, runner=self.options.runner, conf=self.options.conf
+        )
+
+    def _end(self, stage: str, key: str) -> None:
+        self.stages.end(stage, key, self._files(stage))
+
+    def _files(self, stage: str) -> list[list[Any]]:
+        """Name and size of each part of a job's output."""
+        return [[path.name, path.stat().st_size] for path in parts(self.work / stage)]
 
     def _write(
         self, encode_key: str, made_from: str, settings: Settings, counted: Counted, vocabulary: tuple[str, ...]
     ) -> dict[str, Any]:
         options, out, kept = self.options, self.options.out, counted.counts["kept"]
         layout = Layout(settings.bounds, _rows(settings, counted), len(vocabulary))
-        with self.progress.stage("writing the dataset", "rows") as stage:
+        out.mkdir(parents=True, exist_ok=True)
+        with only_writer(out), self.progress.stage("writing the dataset", "rows") as stage:
+            if (out / MANIFEST).exists():
+                raise UsageError(f"--out {out}: another run has made a dataset here; name a new folder")
             packed = pack(
                 parts(self.work / "encode"),
                 out,

@@ -15,6 +15,7 @@ class EncodeJob(ReviewJob):
     """Encodes each review; the reducer only sorts."""
 
     REDUCER_ONLY_SORTS = True
+    SORTED = False
 
     def configure_args(self) -> None:
         """Add --vocabulary, a file that goes to every task."""

@@ -48,6 +48,8 @@ def _local(argument: str) -> list[Path]:
     for path in matches:
         if path.is_dir():
             raise UsageError(f"{path}: a folder; name the files in it: {path}/*.json.gz")
+        if not path.is_file():
+            raise UsageError(f"{path}: no regular file; it is read twice: save it as a file first")
         if not os.access(path, os.R_OK):
             raise UsageError(f"{path}: may not be read; check its permissions")
     return matches

@@ -53,7 +53,7 @@ class ReviewJob(MRJob):
     REDUCER_ONLY_SORTS: ClassVar[bool] = False
     """whether the reducer hands on what it gets: the local runner then hands on the lines as they are"""
     SORTED: ClassVar[bool] = True
-    """whether each part of the output is read as a sorted one; Spark does not sort"""
+    """whether each part of the output must be sorted when it is read; Spark does not sort"""
 
     def configure_args(self) -> None:
         """Add --settings, a file that goes to every task."""

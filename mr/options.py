@@ -106,7 +106,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         ),
         vocabulary=vocabulary,
         max_malformed=values.max_malformed,
-        work=values.work,
+        work=_work(values.work, values.out),
         conf=values.conf_path,
         spark_master=values.spark_master,
     )
@@ -289,6 +289,15 @@ def _stop_words(choice: str) -> tuple[str, ...]:
     if not words:
         raise UsageError(f"--stop-words {choice}: there is no word in this file; write one a line, or give none")
     return tuple(sorted(words))
+
+
+def _work(work: Path | None, out: Path) -> Path | None:
+    if work is None:
+        return None
+    work, out = work.absolute(), out.absolute()
+    if work == out or work in out.parents or out in work.parents:
+        raise UsageError(f"--work {work}: may not hold --out nor lie in it; name a folder beside it")
+    return work
 
 
 def _new_folder(out: Path) -> Path:

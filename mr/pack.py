@@ -25,7 +25,7 @@ from mr.progress import ticking
 from mr.records import decode_ids
 from mr.sorted_records import IDS, STAR, Counts, SortedRecords, arranged
 from native.files import leftovers, write_durably
-from native.format import UNFINISHED, DatasetError, file_digest
+from native.format import QUARANTINE_FILE, UNFINISHED, VOCABULARY, DatasetError, file_digest
 from native.index import index_path
 from native.part_writer import Layout, Part, PartWriter
 from native.text import SPLITS, UNKNOWN_ID
@@ -73,7 +73,7 @@ def pack(
     planned = [part for split in SPLITS for part in layout.parts(split)]
     try:
         stands = _run([partial(_stands, folder, part.path, journal.done.get(part.path)) for part in planned], processes)
-        journal.keep({path for path, whole in stands if whole})
+        journal.keep({path for path, whole in stands if whole}, folder)
         todo = [part for part in planned if part.path not in journal.done]
         if todo:
             source = _source(files, layout, work, processes)
@@ -176,16 +176,28 @@ class _Journal:
         folder.mkdir(parents=True, exist_ok=True)
         for path in leftovers(folder):
             path.unlink()
-        known: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
-        if not known and any(folder.iterdir()):
+        begun = self._path.exists()
+        ours = {*SPLITS, UNFINISHED, QUARANTINE_FILE, VOCABULARY} if begun else set()
+        if {path.name for path in folder.iterdir()} - ours:
             raise DatasetError(f"{folder}: not empty; name a new folder, nothing is overwritten")
-        if known and known["key"] != key:
+        self.done: dict[str, dict[str, Any]] = self._read() if begun else {}
+        if not self.done:
             remove_dataset(folder)
-        self.done: dict[str, dict[str, Any]] = known["parts"] if known.get("key") == key else {}
         self._write()
 
-    def keep(self, paths: set[str]) -> None:
-        """Forget all others."""
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            known = json.loads(self._path.read_text())
+            return dict(known["parts"]) if known["key"] == self._key else {}
+        except (ValueError, TypeError, KeyError):
+            return {}  # damaged: everything is written anew
+
+    def keep(self, paths: set[str], folder: Path) -> None:
+        """Forget and remove all others."""
+        for split in SPLITS:
+            for path in (folder / split).glob("*"):
+                if f"{split}/{path.with_suffix('.h5').name}" not in paths:
+                    path.unlink()
         self.done = {path: closed for path, closed in self.done.items() if path in paths}
         self._write()
 

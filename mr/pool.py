@@ -60,7 +60,7 @@ def run_tasks(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator
                 pool.shutdown(wait=False, cancel_futures=True)
                 workers = active_children()
                 for process in workers:
-                    process.terminate()
+                    process.kill()  # SIGTERM may meet a handler that it has not laid down yet
                 for process in workers:  # whoever tries again must not meet them
                     process.join()
                 raise

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from operator import eq
@@ -23,6 +21,7 @@ import numpy as np
 import xxhash
 
 from mr.errors import RunError
+from mr.sorting import sort_lines
 
 PLACE = 3
 """characters: a digit for the split, two for the bucket"""
@@ -35,8 +34,6 @@ PREFIX = 3
 SLICES = 16**PREFIX
 SLICE_ROWS = 16_384
 """records that are sorted at a time, about"""
-SORT_BYTES = 128 << 20
-"""memory of a sort of one file, which needs the disk for more"""
 _BLOCK_BYTES = 2 << 20
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -137,13 +134,8 @@ def _sorted_copy(path: Path, work: Path) -> Path:
         return copy
     work.mkdir(parents=True, exist_ok=True)
     unfinished = work / f".{copy.name}.{os.getpid()}"
-    command = ["sort", "-S", f"{SORT_BYTES}b", "--parallel=1", "-T", str(work), "-o", str(unfinished), "--", str(path)]
     try:
-        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=False)
-        if done.returncode:
-            ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
-            words = " ".join(done.stderr.split()) or f"sort ended with {ended}"
-            raise RunError(f"{path}: not sorted ({words}); no dataset was written: check space and permissions")
+        sort_lines([path], unfinished, work)
         unfinished.replace(copy)
     finally:
         unfinished.unlink(missing_ok=True)

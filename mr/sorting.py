@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def sort_lines(inputs: Sequence[str | Path], output: str | Path, scratch: str | 
     if not inputs:
         Path(output).touch()
         return
-    command = ["sort", "-S", BUFFER, "-T", str(scratch), "-o", str(output), "--", *map(str, inputs)]
+    command = ["sort", "-S", BUFFER, "--parallel=1", "-T", str(scratch), "-o", str(output), "--", *map(str, inputs)]
     try:
         done = subprocess.run(
             command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
@@ -37,5 +38,6 @@ def sort_lines(inputs: Sequence[str | Path], output: str | Path, scratch: str | 
     except OSError as error:
         raise RunError(f"the command sort cannot be run ({error.strerror}); install GNU coreutils") from error
     if done.returncode:
-        told = " ".join(done.stderr.decode("utf-8", "replace").split()) or f"status {done.returncode}"
-        raise RunError(f"records could not be sorted: {told}; free some space, or set TMPDIR")
+        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
+        told = " ".join(done.stderr.decode("utf-8", "replace").split()) or f"sort ended with {ended}"
+        raise RunError(f"records could not be sorted: {told}; check space and permissions, or set TMPDIR")

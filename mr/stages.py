@@ -1,6 +1,6 @@
 """The stages of a run, each done once: what they left stands in the work folder, with the key of what it was made from.
 
-    <work>/lock, <work>/<stage>.json (key, result), and the folders that the stage made
+    <work>/run.lock, <work>/<stage>.json (key, result), and the folders that the stage made
 
 A stage's record is written when all that it made is whole, so that a run that was killed finds what stands and goes on.
 """
@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from native.format import json_digest
 VERSION = 1
 """of what stages leave; another one's are done again"""
 STAGES = ("ingest", "clean", "count", "encode")
+LOCK = "run.lock"
 _READ_BYTES = 1 << 20
 _LOCK_TRIES = 20
 
@@ -49,9 +50,9 @@ class Stages:
         """What a stage found that was made from the same and still stands; None: it is to be done."""
         try:
             record = json.loads((self.work / f"{stage}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return record["result"] if record.get("key") == key else None
+            return record["result"] if record["key"] == key else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None  # none, or damaged
 
     def begin(self, stage: str, *leftovers: str) -> None:
         """Remove what an unfinished or other run left of a stage."""
@@ -81,23 +82,17 @@ def open_stages(work: Path, keep: bool, clear: Callable[[Path], None]) -> Iterat
         clear: called with the folder before it is removed.
 
     Raises:
-        UsageError: it cannot be made, or another run uses it.
+        UsageError: it cannot be made, is none, or another run uses it.
     """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("wb")
-    except OSError as error:
-        raise UsageError(
-            f"{work}: no temporary folder can be made here ({error.strerror}); set TMPDIR or choose another --out"
-        ) from None
-    with lock:
-        _lock(lock, work)
+    with _locked(work):
         stages = Stages(work)
+        stood = stages.any_done
         try:
             yield stages
         except BaseException as error:
-            worth = not isinstance(error, UsageError) or isinstance(error, TooManyMalformed)
-            if not keep and not (worth and stages.any_done):
+            # Input that cannot be used leaves nothing; but what an earlier call did is not lost by a mistaken one.
+            useless = isinstance(error, UsageError) and not isinstance(error, TooManyMalformed) and not stood
+            if not keep and (useless or not stages.any_done):
                 clear(work)
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -109,6 +104,55 @@ def open_stages(work: Path, keep: bool, clear: Callable[[Path], None]) -> Iterat
         if not keep:
             clear(work)
             shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Make or find the work folder and hold its lock, which is also the sign that it is one."""
+    if "#" in str(work) or "$" in str(work):
+        raise UsageError(f"{work}: mrjob misreads '#' and '$' in a path; choose another --work or --out, or set TMPDIR")
+    for _ in range(_LOCK_TRIES):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            if any(work.iterdir()) and not (work / LOCK).is_file():
+                raise UsageError(f"{work}: holds something else than a run's work; move it, or choose another folder")
+            lock = (work / LOCK).open("wb")
+        except OSError as error:
+            raise UsageError(
+                f"{work}: no temporary folder can be made here ({error.strerror}); set TMPDIR or choose another --out"
+            ) from None
+        with lock:
+            if _is_mine(lock, work / LOCK):
+                yield
+                return
+        time.sleep(0.1)  # a run that was killed may have processes that are just ending
+    raise UsageError(f"{work}: another run is at work here; wait for its end, or choose another --out")
+
+
+def _is_mine(lock: BinaryIO, path: Path) -> bool:
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The run that had it may have removed the folder in the meantime.
+        return os.fstat(lock.fileno()).st_ino == path.stat().st_ino
+    return False
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of a dataset's folder, which exists: runs with other work folders may have the same --out.
+
+    Raises:
+        UsageError: another run has it.
+    """
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another run is writing a dataset here; choose another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def content_digests(files: Sequence[Input], progress: Callable[[int], None] = lambda done: None) -> list[list[str]]:
@@ -171,7 +215,7 @@ class Digested:
 class _DigestedStream(io.RawIOBase):
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
-        self._stream, self.hash, self.ended = stream, xxhash.xxh3_128(), False
+        self._stream, self.hash, self.ended, self._place = stream, xxhash.xxh3_128(), False, 0
 
     def readable(self) -> bool:
         return True
@@ -181,7 +225,11 @@ class _DigestedStream(io.RawIOBase):
         buffer[: len(block)] = block
         self.hash.update(block)
         self.ended = self.ended or not block
+        self._place += len(block)
         return len(block)
+
+    def tell(self) -> int:
+        return self._place
 
     def close(self) -> None:
         self._stream.close()
@@ -189,33 +237,15 @@ class _DigestedStream(io.RawIOBase):
 
 
 def work_folder(out: Path) -> Path:
-    """Where the work folder of a dataset is: beside it, or in $TMPDIR, always the same.
-
-    Raises:
-        UsageError: mrjob could not work there.
-    """
+    """Where the work folder of a dataset is: beside it, or in $TMPDIR, always the same."""
     out = out.absolute()
     temporary = os.environ.get("TMPDIR")
     # What mrjob and Hadoop would misread in a name is left out of it.
     name = re.sub(r"[^\w.-]", "_", out.name, flags=re.ASCII)
-    work = out.with_name(f"{name}.work")
+    digest = hashlib.sha256(str(out).encode()).hexdigest()[:12]
     if temporary:
-        work = Path(temporary) / f"mr-{name}-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}.work"
-    if "#" in str(work):
-        raise UsageError(
-            f"{work.parent}: mrjob cannot work in a folder whose path holds '#'; choose another --out, or set TMPDIR"
-        )
-    return work
-
-
-def _lock(lock: BinaryIO, work: Path) -> None:
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.1)  # a run that was killed may have processes that are just ending
-    raise UsageError(f"{work}: another run is at work here; wait for its end, or choose another --out") from None
+        return Path(temporary).absolute() / f"mr-{name}-{digest}.work"
+    return out.with_name(f"{name}.work" if name == out.name else f"{name}-{digest}.work")
 
 
 def _size(folder: Path) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mr import sample
+from mr import driver, sample
 from mr.cli import main
 from native.format import MANIFEST, UNFINISHED, DatasetError, read_manifest
 
@@ -217,3 +217,81 @@ def test_one_text_many_times_and_one_long_review(tmp_path, capfd):
         counts = read_manifest(tmp_path / runner)["counts"]
         assert (counts["kept"], counts["duplicates"]) == (52, 49_999)
     assert same(tmp_path / "inline", tmp_path / "local")
+
+
+def test_folders_of_others_are_never_taken_for_a_work_folder(reviews, tmp_path, capfd):
+    theirs = tmp_path / "out.work"
+    (theirs / "clean").mkdir(parents=True)
+    (theirs / "clean" / "thesis.txt").write_text("x")
+    for arguments in (["--out", tmp_path / "out"], ["--out", tmp_path / "other", "--work", theirs]):
+        _, told = run(capfd, reviews, *arguments, status=2)
+        assert "holds something else than a run's work" in told
+    for work in (tmp_path / "out", tmp_path, tmp_path / "out" / "deep"):
+        assert "may not hold --out" in run(capfd, reviews, "--out", tmp_path / "out", "--work", work, status=2)[1]
+    for work in ("a#b", "a$HOME"):
+        assert "mrjob misreads" in run(capfd, reviews, "--out", tmp_path / "o", "--work", tmp_path / work, status=2)[1]
+    assert (theirs / "clean" / "thesis.txt").read_text() == "x"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.work"]
+
+
+def test_a_mistaken_call_does_not_lose_what_was_done(reviews, expected, tmp_path, monkeypatch, capfd):
+    (tmp_path / "empty.jsonl").touch()
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("mr.driver.pack", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([str(reviews), "--out", str(out), "-r", "inline"])
+    run(capfd, tmp_path / "empty.jsonl", "--out", out, status=2)
+    assert (tmp_path / "out.work" / "encode").is_dir()
+    assert run(capfd, reviews, "--out", out, "-r", "inline")[0] == list(TITLES[1:])
+    assert same(out, expected)
+
+
+def test_relative_folders(reviews, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", "temporary")
+    for runner in ("inline", "local"):
+        run(capfd, reviews, "--out", runner, "--work", f"work-{runner}", "-r", runner, "--cores", 2)
+        assert same(tmp_path / runner, expected)
+    run(capfd, reviews, "--out", "other", "-r", "inline")
+    assert same(tmp_path / "other", expected)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_input_that_changes_while_it_is_read_is_told(reviews, tmp_path, monkeypatch, capfd):
+    path = tmp_path / "growing.jsonl"
+    shutil.copy(reviews, path)
+    ingest = driver.ingest
+
+    def grow(*arguments):
+        with path.open("ab") as file:
+            file.write(b"".join(sample.lines(5, 77)))
+        return ingest(*arguments)
+
+    monkeypatch.setattr("mr.driver.ingest", grow)
+    assert "growing.jsonl: changed while it was read" in run(capfd, path, "--out", tmp_path / "out", status=2)[1]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "no regular file" in run(capfd, tmp_path / "pipe.jsonl", "--out", tmp_path / "out", status=2)[1]
+
+
+def test_two_runs_with_one_dataset_and_two_work_folders(reviews, tmp_path):
+    out = tmp_path / "out"
+    both = [start(reviews, "--out", out, "--work", tmp_path / name, "-r", "inline", cwd=tmp_path) for name in "ab"]
+    told = [running.communicate(timeout=120)[1] for running in both]
+    assert sorted(running.returncode for running in both) in ([0, 2], [0, 0])
+    assert "another run" in "".join(told) or "nothing to do" in "".join(told)
+    assert read_manifest(out)["counts"]["lines"] == 3000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"key": 1}', "{"])
+def test_damaged_records_are_made_anew(reviews, expected, tmp_path, monkeypatch, capfd, text):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("mr.driver.write_quarantine", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([str(reviews), "--out", str(out), "-r", "inline"])
+    (out / UNFINISHED).write_text(text)
+    (tmp_path / "out.work" / "clean.json").write_text(text)
+    next((tmp_path / "out.work" / "count").glob("part-*")).write_bytes(b"")
+    run(capfd, reviews, "--out", out, "-r", "inline")
+    assert same(out, expected)
