@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--lines", type=int, default=600_000, help="generated reviews (default: %(default)s)")
+    add("--lines", type=int, default=400_000, help="generated reviews (default: %(default)s)")
     add("--data", metavar="FILE", nargs="+", help="reviews of your own instead, patterns too, in any form mr reads")
     add("--original-lines", type=int, default=20_000, help="lines that the original gets (default: %(default)s)")
     add("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
