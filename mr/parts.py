@@ -81,7 +81,8 @@ class Sorted:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment, preexec_fn=_end_with_parent
         ) as process:
-            reader = SortedReader(process.stdout, WRITE_BYTES)  # type: ignore[arg-type]
+            assert isinstance(process.stdout, io.FileIO), "it is not buffered"
+            reader = SortedReader(process.stdout, WRITE_BYTES)
             reader.size = sum(path.stat().st_size for path in self._paths)
             try:
                 yield reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 READ_BYTES = 1 << 18
 Range = tuple[Path, int, int]
@@ -22,7 +22,7 @@ class Slice(io.RawIOBase):
     def __init__(self, ranges: Sequence[Range]) -> None:
         super().__init__()
         self._ranges = list(ranges)
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._left = 0
 
     def readable(self) -> bool:
@@ -40,7 +40,7 @@ class Slice(io.RawIOBase):
                 return 0
             self._open(*self._ranges.pop(0))
         assert self._file is not None
-        count = self._file.readinto(memoryview(buffer)[: self._left])  # type: ignore[attr-defined]
+        count = self._file.readinto(memoryview(buffer)[: self._left])
         if not count:
             raise OSError(f"{self._file.name} has become shorter while it was read")
         self._left -= count

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -152,7 +153,7 @@ class _S3:
     def put(self, files: Sequence[Path], folder: str) -> None:
         _told(folder, lambda: self._fs.mkdir(folder))
         for path in files:
-            _told(folder, lambda path=path: self._fs.put(str(path), join(folder, path.name)))  # type: ignore[misc]
+            _told(folder, partial(self._fs.put, str(path), join(folder, path.name)))
 
     def get(self, files: Mapping[str, int], folder: Path) -> None:
         for path, size in files.items():

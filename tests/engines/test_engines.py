@@ -133,7 +133,9 @@ def test_workers_without_the_project_are_told_in_one_line(runner, small, request
     (tmp_path / "shared").mkdir()
     bare = tmp_path / "bare-python"
     python = os.path.realpath(sys.executable)
-    bare.write_text(f'#!/bin/sh\nPYTHONPATH="${{PYTHONPATH%%{ROOT}*}}" exec {python} "$@"\n')
+    # The checkout alone is taken out: the environment, and Spark's own packages in it, may lie below it.
+    path = f'$(printf %s "$PYTHONPATH" | tr : "\\n" | grep -vxF "{ROOT}" | paste -sd :)'
+    bare.write_text(f'#!/bin/sh\nPYTHONPATH="{path}" exec {python} "$@"\n')
     bare.chmod(0o755)
     environment, options = dict(os.environ), {"spark_tmp_dir": str(tmp_path / "shared")}
     if runner == "hadoop":
