@@ -13,9 +13,9 @@ from engine.config import make_parser
 from engine.cost_check import check, describe_check
 from engine.cost_inputs import question_of
 from engine.cost_machines import read_catalogue
-from engine.cost_mixes import Outcome, predict
+from engine.cost_mixes import predict
 from engine.cost_table import as_json, describe
-from engine.errors import UsageError
+from engine.optional_plot import plot_if_possible
 
 PROGRAM = "engine.cost"
 DESCRIPTION = (
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(describe(question, outcomes, options.show, options.budget, options.deadline))
         if options.plot:
-            _plot(options.plot, outcomes, question.notes[0])
+            plot_if_possible(PROGRAM, "engine.cost_plot", options.plot, outcomes, question.notes[0])
 
     return run_alone(PROGRAM, work)
 
@@ -96,18 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     what("--json", action="store_true", help="one JSON object on the last line")
     what("--check", action="store_true", help="predicted against measured, of the runs in the machines' files, alone")
     return parser
-
-
-def _plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
-    try:
-        from engine.cost_plot import plot
-    except ImportError:
-        print(f"{PROGRAM}: no {path}: matplotlib is missing; pip install matplotlib", file=sys.stderr)
-        return
-    try:
-        plot(path, outcomes, title)
-    except OSError as error:
-        raise UsageError(f"--plot {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from engine.command import run_alone
 from engine.config import _numbers, make_parser
 from engine.errors import UsageError
+from engine.optional_plot import plot_if_possible
 from engine.simulation import POLICIES, Run, Scenario, simulate
 from engine.simulation_inputs import scenario_of
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [simulate(scenario, name) for name in policies]
         print(json.dumps(as_json(scenario, runs)) if options.json else describe(scenario, runs, notes))
         if options.plot:
-            _plot(options.plot, scenario, runs)
+            plot_if_possible(PROGRAM, "engine.simulation_plot", options.plot, scenario, runs)
 
     return run_alone(PROGRAM, work)
 
@@ -184,18 +185,6 @@ def _check(path: Path) -> tuple[dict[str, Any], str]:
 
     figures = check(path)
     return figures, describe_check(figures)
-
-
-def _plot(path: Path, scenario: Scenario, runs: Sequence[Run]) -> None:
-    try:
-        from engine.simulation_plot import plot
-    except ImportError:
-        print(f"{PROGRAM}: no {path}: matplotlib is missing; pip install matplotlib", file=sys.stderr)
-        return
-    try:
-        plot(path, scenario, runs)
-    except OSError as error:
-        raise UsageError(f"--plot {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":
