@@ -177,6 +177,18 @@ class TrainConfig:
     warmup_steps: int = option(
         0, "steps over which the learning rate rises linearly from 0", metavar="STEPS", may_change=True
     )
+    schedule: str = option(
+        "constant",
+        "the learning rate after warm-up: constant, or falling to 0 at the end of --epochs on a line or half a cosine",
+        choices=("constant", "linear", "cosine"),
+        may_change=True,
+    )
+    patience: int = option(
+        0,
+        "epochs without a better score (macro-F1 on the validation split) after which training ends early; 0: never",
+        metavar="N",
+        may_change=True,
+    )
     clip_norm: float = option(
         1.0, "largest norm of the whole gradient; 0: no clipping", metavar="NORM", may_change=True
     )
@@ -195,6 +207,7 @@ class TrainConfig:
             "checkpoint_minutes",
             "rank_timeout",
             "threads",
+            "patience",
             "momentum",
             "weight_decay",
             "warmup_steps",

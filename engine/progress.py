@@ -51,6 +51,8 @@ class Hooks:
     False where it could not be written"""
     timed: Callable[[int, int, float, float, float], None] = lambda bound, rows, compute, input, wait: None
     """takes what each step cost this rank, on every rank: padded length, local rows, seconds of compute, input, wait"""
+    enough: Callable[[], bool] = lambda: False
+    """asked on rank 0 before each epoch: whether training ends here, before its last epoch"""
     checkpoint_due: Callable[[int], bool] = lambda total_steps: False
     """asked on rank 0 after each step"""
     stop_asked: Callable[[], int] = lambda: 0

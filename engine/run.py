@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -80,10 +81,11 @@ class Run:
     def train(self) -> None:
         """Train to the end; in a finished run say so and do nothing."""
         config, session, progress = self.config, self.session, self._trainer.progress
-        if progress.epoch >= config.epochs:
+        early = self._enough()
+        if progress.epoch >= config.epochs or early:
             self._display.say(
                 f"{self.out}: finished already, {progress.epoch} of {config.epochs} epochs are done; "
-                "nothing to do (a larger --epochs goes on)"
+                f"nothing to do (a larger {'--patience' if early else '--epochs'} goes on)"
             )
             if session.root and not self._metrics.ended():
                 # The run was ended between its last checkpoint and this line.
@@ -108,10 +110,30 @@ class Run:
             self._record_end("failed", error=" ".join(str(error).split()))
             raise
         self._record_end("finished")
+        if progress.epoch < config.epochs:
+            self._display.say(
+                f"{self.out}: stopped after epoch {progress.epoch} of {config.epochs}: none of the last "
+                f"{config.patience} was better on the validation split than epoch {self._best_epoch()}"
+            )
         self._display.say(
             f"{self.out}: finished; next: python -m engine.evaluate --data {shlex.quote(config.data)} "
             f"--checkpoint {shlex.quote(str(self.out / 'checkpoints' / 'best'))}"
         )
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self.data.close()
+        self._validation.close()
+
+    def check_stopped(self) -> None:
+        """For a process that goes on after the run: a signal may have come too late for a step to see it. Collective.
+
+        Raises:
+            Preempted: on every rank: a signal asked one of them to stop.
+        """
+        asked = max(self.session.comm.allgather(self._signals.number))
+        if asked:
+            raise Preempted("stopped between two trainings; the same command goes on", signal.Signals(asked))
 
     def _open_data(self) -> tuple[Dataset, Dataset]:
         problem: Exception | None = None
@@ -120,11 +142,16 @@ class Run:
         try:
             data, validation = open_dataset(folder, "train"), open_dataset(folder, "validation")
             data.vocabulary()
+            if self.config.patience and not len(validation):
+                raise UsageError(
+                    f"--patience {self.config.patience}: {self.config.data} has no validation rows to judge epochs by; "
+                    "leave it out, or make the dataset with another --split"
+                )
             if not len(data):
                 raise DatasetError(
                     f"{self.config.data}: the training split has no rows; make the dataset with another --split"
                 )
-        except DatasetError as error:
+        except (DatasetError, UsageError) as error:
             problem = error
         self.session.together(problem)
         return data, validation
@@ -192,6 +219,7 @@ class Run:
             compression=config.compression,
             clip_norm=config.clip_norm,
             warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
             precision=config.precision,
             log_every=config.log_every,
             on_nonfinite=config.on_nonfinite,
@@ -202,6 +230,7 @@ class Run:
                 save=self._save,
                 checkpoint_due=self._checkpoint_due,
                 stop_asked=lambda: self._signals.number,
+                enough=self._enough,
                 display=self._display,
             ),
         )
@@ -300,6 +329,14 @@ class Run:
             shares=shares,
             sum_over_ranks=self.session.sum_array,
         )
+
+    def _best_epoch(self) -> int:
+        return self._best["step"] // self._trainer.plan.steps_per_epoch if self._best else 0
+
+    def _enough(self) -> bool:
+        """Whether as many epochs as --patience allows have brought no better score; asked between epochs."""
+        patience = self.config.patience
+        return bool(patience and self._best and self._trainer.progress.epoch - self._best_epoch() >= patience)
 
     def _checkpoint_due(self, total_steps: int) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes

@@ -25,6 +25,7 @@ from engine.precision import Precision
 from engine.profile import SMALLEST, best_micro_steps, profile
 from engine.progress import Hooks, Progress, epoch_event
 from engine.rebalance import Rebalancer
+from engine.schedule import LearningRate
 from engine.session import Session
 from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
@@ -54,6 +55,7 @@ class Trainer:
         compression: "none", or "fp16": gradients travel as 16-bit numbers, and are no longer exact.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         warmup_steps: steps over which the learning rate rises from 0.
+        schedule: the learning rate after that: "constant", "linear" or "cosine" (see LearningRate).
         precision: "float64", "float32", "bfloat16" or "float16".
         log_every: steps between "step" events.
         on_nonfinite: "stop", or "skip" steps whose loss or gradient is not a finite number.
@@ -78,6 +80,7 @@ class Trainer:
         compression: str = "none",
         clip_norm: float = 0.0,
         warmup_steps: int = 0,
+        schedule: str = "constant",
         precision: str = "float32",
         log_every: int = 50,
         on_nonfinite: str = "stop",
@@ -88,9 +91,9 @@ class Trainer:
         balance = balance or ("off" if shares or journal else "auto")
         self.progress = Progress()
         self.hooks = hooks or Hooks()
-        self._clip_norm, self._warmup_steps, self._log_every = clip_norm, warmup_steps, log_every
-        self._journal = journal
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._clip_norm, self._log_every, self._journal = clip_norm, log_every, journal
+        self._rate = LearningRate(optimizer, schedule, warmup_steps)
+        self._total_steps = 0
         # First of all: an option that only one rank refuses must not leave the others waiting.
         session.agree(
             {
@@ -108,6 +111,7 @@ class Trainer:
                 "--compression": compression,
                 "--clip-norm": clip_norm,
                 "--warmup-steps": warmup_steps,
+                "--schedule": schedule,
                 "--on-nonfinite": on_nonfinite,
                 "--shares-from": journal,
             }
@@ -147,6 +151,7 @@ class Trainer:
             Preempted: on every rank, after a checkpoint: a signal asked one of them to stop.
         """
         self.session.agree({"epochs": epochs, "progress": self.progress.total_steps})
+        self._total_steps = epochs * self.plan.steps_per_epoch
         source = as_source(data, self.plan, self.session.device)
         self._start(source)
         batches = Prefetcher(
@@ -163,7 +168,7 @@ class Trainer:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            while self.progress.epoch < epochs:
+            while self.progress.epoch < epochs and not self._enough():
                 self.hooks.display.start_epoch(
                     self.progress.epoch + 1, epochs, self.plan.steps_per_epoch, self.progress.step
                 )
@@ -263,14 +268,9 @@ class Trainer:
         self._nonfinite.none()
         if self._clip_norm and norm > self._clip_norm:
             self._exchange.scale(self._clip_norm / norm)
-        if self.progress.total_steps < self._warmup_steps:
-            self._set_rates((self.progress.total_steps + 1) / self._warmup_steps)
+        self._rate.set(self.progress.total_steps, self._total_steps)
         self.optimizer.step()
         return True
-
-    def _set_rates(self, part: float) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * part
 
     def _after_step(self, total: Control, batches: Prefetcher) -> None:
         """Balance, save where that is due, and stop where a rank was asked to."""
@@ -346,6 +346,10 @@ class Trainer:
         self._schedule = batches.schedule()[: READ_AHEAD + 1]
         self.hooks.save(figures or {})
 
+    def _enough(self) -> bool:
+        """Whether rank 0 finds that training has lasted long enough. Collective."""
+        return bool(self.session.comm.bcast(self.hooks.enough() if self.session.root else None, root=0))
+
     def _probe(self, source: Source) -> None:
         """Let ranks that have no rows in any bucket time a few, so that they can come back."""
         table = self.rebalancer.table
@@ -409,7 +413,7 @@ class Trainer:
         load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
         self.precision.load_state(values["precision"])
         self.progress = Progress(**values["progress"])
-        self._set_rates(1.0)  # the rates of this run, not those that the checkpoint was trained with
+        self._rate.reset()  # the rates of this run, not those that the checkpoint was trained with
         schedule = [as_table(shares, len(self.plan.layout)) for shares in values["schedule"]]
         self._shares_resumed = self.rebalancer.resume(schedule)
         if self._shares_resumed:

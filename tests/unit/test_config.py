@@ -37,6 +37,8 @@ FROZEN = {
     "momentum": 0.9,
     "weight_decay": 0.0,
     "warmup_steps": 0,
+    "schedule": "constant",
+    "patience": 0,
     "clip_norm": 1.0,
     "class_weights": "none",
     "model": {
