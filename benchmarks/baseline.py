@@ -82,8 +82,9 @@ class TfIdf:
         places = np.searchsorted(self.names, names)
         known = places < len(self.names)
         known[known] = self.names[places[known]] == names[known]
-        counted = np.ones(int(known.sum()))
-        return csr_array((counted, (reviews[known], places[known])), shape=(len(texts), len(self.names)))
+        # scikit-learn takes 32-bit indices alone.
+        where = reviews[known].astype(np.int32), places[known].astype(np.int32)
+        return csr_array((np.ones(len(where[0])), where), shape=(len(texts), len(self.names)))
 
 
 def _features(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

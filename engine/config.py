@@ -25,6 +25,10 @@ def option(
     )
 
 
+_BEFORE = {"ngrams": 0}
+"""what a model had of options that came later"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The recurrent network and its loss; all that a checkpoint needs to build the model again."""
@@ -36,9 +40,9 @@ class ModelConfig:
     directions: int = option(2, "1 reads forwards, 2 reads backwards as well", choices=(1, 2))
     pooling: str = option(
         "max",
-        "how the states of a review become one vector: of the last valid word, or their "
-        "mean or maximum over the valid words",
-        choices=("last", "mean", "max"),
+        "how the states of a review become one vector: of the last valid word, or over the valid words their mean, "
+        "their maximum, or a mean with learnt weights",
+        choices=("last", "mean", "max", "attention"),
     )
     loss: str = option(
         "bce",
@@ -46,13 +50,28 @@ class ModelConfig:
         choices=("bce", "cross_entropy", "mse"),
     )
     classes: int = option(2, "2: negative and positive (4 or 5 stars); 5: the stars themselves", choices=(2, 5))
+    ngrams: int = option(
+        2,
+        "words of the longest n-grams that have a score of their own beside the recurrent network; 0: none",
+        choices=(0, 1, 2, 3),
+    )
     dropout: float = option(0.3, "probability of every random regulariser; 0 switches all of them off", metavar="P")
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """From a checkpoint's values; an option that is younger than the checkpoint is as it was then.
+
+        Raises:
+            TypeError, UsageError: not the values of a model.
+        """
+        return cls(**(_BEFORE | values))
 
     def __post_init__(self) -> None:
         for name in ("embedding_size", "hidden_size", "layers"):
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.directions in (1, 2), "directions", "1 or 2")
         _require(self.classes in (2, 5), "classes", "2 or 5")
+        _require(self.ngrams in (0, 1, 2, 3), "ngrams", "0, 1, 2 or 3")
         _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         if self.loss == "bce" and self.classes != 2:
             raise UsageError("--loss bce tells two classes apart; take --loss cross_entropy or mse with --classes 5")
@@ -192,6 +211,12 @@ class TrainConfig:
     clip_norm: float = option(
         1.0, "largest norm of the whole gradient; 0: no clipping", metavar="NORM", may_change=True
     )
+    word_vectors: str = option(
+        "cooccurrence",
+        "first word vectors: random, or from which words stand near which in the training split",
+        choices=("random", "cooccurrence"),
+        may_change=True,
+    )
     class_weights: str = option(
         "none",
         "none, balanced (by the training split's classes), or a number per class (2,1)",
@@ -271,7 +296,8 @@ class TrainConfig:
         mine = self.to_json()
         fixed = [item.name for item in fields(self) if item.name != "model" and not item.metadata["may_change"]]
         pairs = [(name, mine[name], other.get(name)) for name in fixed]
-        pairs += [(name, value, other.get("model", {}).get(name)) for name, value in mine["model"].items()]
+        then = _BEFORE | other.get("model", {})
+        pairs += [(name, value, then.get(name)) for name, value in mine["model"].items()]
         return [
             f"{flag(name)} is {now!r}, the checkpoint has {then!r}"
             for name, now, then in pairs

@@ -1,4 +1,4 @@
-"""The reference model: embedding, recurrent layers, pooling, linear head.
+"""The reference model: embedding, recurrent layers, pooling, linear head, and a score per word and n-gram beside it.
 
 Padding never reaches the result: states after a review's last word are never pooled, and the backward direction
 reads the review reversed within its own length. Dense batches of one length bucket are used instead of packed
@@ -39,8 +39,10 @@ class ReviewModel(nn.Module):
             for layer in range(config.layers)
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.attention = nn.Linear(config.hidden_size * config.directions, 1) if config.pooling == "attention" else None
         outputs = config.classes if config.loss == "cross_entropy" else 1
         self.head = nn.Linear(config.hidden_size * config.directions, outputs)
+        self.ngrams = NgramScores(config.ngrams, outputs, config.dropout) if config.ngrams else None
 
     def forward(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Scores [B, C], or [B] where there is one output.
@@ -64,10 +66,12 @@ class ReviewModel(nn.Module):
             if len(layer) == 2:
                 backward = layer[1](_reorder(states_LBX, mirror_LB))[0]
                 # The mean and the maximum over the valid words do not ask for their order.
-                any_order = number == len(self.layers) - 1 and self.config.pooling != "last"
+                any_order = number == len(self.layers) - 1 and self.config.pooling in ("mean", "max")
                 parts.append(backward if any_order else _reorder(backward, mirror_LB))
             states_LBX = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
         scores_BC: Tensor = self.head(self.dropout(self._pool(states_LBX, valid_LB, lengths_B)))
+        if self.ngrams is not None:
+            scores_BC = scores_BC + self.ngrams(tokens_BL)
         return scores_BC.squeeze(1) if scores_BC.shape[1] == 1 else scores_BC
 
     def _drop_alike(self, states_LBX: Tensor) -> Tensor:
@@ -81,6 +85,10 @@ class ReviewModel(nn.Module):
     def _pool(self, states_LBX: Tensor, valid_LB: Tensor, lengths_B: Tensor) -> Tensor:
         if self.config.pooling == "max":
             return states_LBX.masked_fill(~valid_LB.unsqueeze(2), float("-inf")).amax(dim=0)
+        if self.attention is not None:
+            # A weight per word from its state alone, as in Yang et al., "Hierarchical Attention Networks", NAACL 2016.
+            weight_LB1 = self.attention(states_LBX).masked_fill(~valid_LB.unsqueeze(2), float("-inf")).softmax(dim=0)
+            return (weight_LB1 * states_LBX).sum(dim=0)
         if self.config.pooling == "mean":
             total_BX = states_LBX.masked_fill(~valid_LB.unsqueeze(2), 0.0).sum(dim=0)
             return total_BX / lengths_B.unsqueeze(1).to(total_BX.dtype)
@@ -90,6 +98,52 @@ class ReviewModel(nn.Module):
         if self.config.directions == 2:
             ends.append(states_LBX[0, :, hidden:])  # the backward direction ends at the first word
         return torch.cat(ends, dim=1)
+
+
+class NgramScores(nn.Module):
+    """A linear model of hashed words and n-grams, which learns what single phrases say while the recurrent layers learn
+    the rest (Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016; hashing: Weinberger et al., ICML 2009).
+
+    Args:
+        longest: words of the longest n-grams, 1..3; all shorter ones count too.
+        outputs: scores per review, C.
+        dropout: probability with which an n-gram is left out in training.
+    """
+
+    ENTRIES = 1 << 18
+    """n-grams that share an entry share their score: 90,000 reviews have some million different pairs, most of them in one
+    review only"""
+    SCALE = 10.0
+    """how much faster these scores learn than the other weights: each n-gram is met in few batches"""
+    # A universal family of hash functions (Carter and Wegman, 1979): modulo a prime, then modulo the size.
+    _FACTORS = (1_640_531_513, 2_246_822_519, 3_266_489_917)
+    _PRIME = (1 << 31) - 1
+
+    def __init__(self, longest: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.longest, self.rate = longest, dropout
+        self.scores = nn.Embedding(self.ENTRIES, outputs, padding_idx=0)
+        nn.init.zeros_(self.scores.weight)
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        """Scores [B, C]: the sum over a review's n-grams, divided by the root of their number, so that long and short
+        reviews have scores of one size."""
+        entries_BN = torch.cat([self._hash(tokens_BL, words) for words in range(1, self.longest + 1)], dim=1)
+        if self.training and self.rate:
+            entries_BN = entries_BN * (torch.rand(entries_BN.shape, device=entries_BN.device) >= self.rate)
+        count_B1 = (entries_BN > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        total_BC: Tensor = self.scores(entries_BN).sum(dim=1)
+        return total_BC * (self.SCALE / count_B1.to(total_BC.dtype).sqrt())
+
+    def _hash(self, tokens_BL: Tensor, words: int) -> Tensor:
+        """Entry per n-gram of so many words, 0 where it would reach beyond the review; int64 [B, L - words + 1]."""
+        ids_BL = tokens_BL.long()
+        places = max(0, ids_BL.shape[1] - words + 1)
+        mixed = torch.zeros_like(ids_BL[:, :places])
+        for number in range(words):
+            mixed = mixed + ids_BL[:, number : number + places] * self._FACTORS[number]
+        last_BN = ids_BL[:, words - 1 : words - 1 + places]
+        return torch.where(last_BN > 0, mixed % self._PRIME % (self.ENTRIES - 1) + 1, 0)
 
 
 def _reorder(states_LBX: Tensor, from_LB: Tensor) -> Tensor:

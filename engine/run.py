@@ -35,6 +35,7 @@ from engine.signals import StopSignals
 from engine.stage import stage
 from engine.trainer import Trainer
 from engine.validation import measure
+from engine.word_vectors import word_vectors
 from native.dataset import Dataset, open_dataset
 from native.files import write_durably
 from native.format import DatasetError
@@ -203,6 +204,10 @@ class Run:
         rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimizer == "sgd":
             rates["momentum"] = config.momentum
+        if checkpoint is None and session.root and config.word_vectors == "cooccurrence":
+            vectors = torch.from_numpy(word_vectors(self.data, size.embedding_size))
+            with torch.no_grad():  # the other ranks get it with all weights
+                self.model.embedding.weight[: len(vectors)] = vectors
         self.model.to(device=session.device, dtype=weight_type(config.precision))
         return Trainer(
             self.model,

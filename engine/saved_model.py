@@ -39,7 +39,7 @@ def load_model(path: Path, device: str = "cpu") -> SavedModel:
     checkpoint = load_checkpoint(path)
     try:
         values = checkpoint.values
-        config = ModelConfig(**values["config"]["model"])
+        config = ModelConfig.from_json(values["config"]["model"])
         model = ReviewModel(config, values["ids"])
         model.to(weight_type(values["config"]["precision"]))
         model.load_state_dict(checkpoint.part("model"))

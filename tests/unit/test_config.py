@@ -40,6 +40,7 @@ FROZEN = {
     "schedule": "constant",
     "patience": 0,
     "clip_norm": 1.0,
+    "word_vectors": "cooccurrence",
     "class_weights": "none",
     "model": {
         "cell": "lstm",
@@ -50,6 +51,7 @@ FROZEN = {
         "pooling": "max",
         "loss": "bce",
         "classes": 2,
+        "ngrams": 2,
         "dropout": 0.3,
     },
 }

@@ -9,9 +9,9 @@ import torch
 
 from engine.config import ModelConfig
 from engine.losses import ReviewLoss, class_counts, classes_of
-from engine.model import ReviewModel
+from engine.model import NgramScores, ReviewModel
 
-KINDS = list(itertools.product(("lstm", "gru"), (1, 2), (1, 2), ("last", "mean", "max")))
+KINDS = list(itertools.product(("lstm", "gru"), (1, 2), (1, 2), ("last", "mean", "max", "attention")))
 
 
 def rows(lengths: list[int], bound: int) -> torch.Tensor:
@@ -102,3 +102,44 @@ def test_row_weights_follow_the_class():
     loss = ReviewLoss(ModelConfig(), class_weights=(3.0, 0.5))
     assert loss.row_weights(torch.tensor([1, 0, 1])).tolist() == [0.5, 3.0, 0.5]
     assert ReviewLoss(ModelConfig()).row_weights(torch.tensor([1])) is None
+
+
+def entry(ids: tuple[int, ...]) -> int:
+    mixed = sum(i * factor for i, factor in zip(ids, (1_640_531_513, 2_246_822_519, 3_266_489_917), strict=False))
+    return mixed % (2**31 - 1) % (2**18 - 1) + 1
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_ngrams_score_the_sum_of_their_entries_over_the_root_of_their_number(longest):
+    part = NgramScores(longest, 2, dropout=0.0).double()
+    with torch.no_grad():
+        torch.nn.init.normal_(part.scores.weight, generator=torch.Generator().manual_seed(1))[0] = 0.0  # padding
+    lengths = [1, 2, 9, 16]
+    found = part(rows(lengths, 20))
+    for row, length in enumerate(lengths):
+        ids = rows(lengths, 20)[row, :length].tolist()
+        grams = [tuple(ids[at : at + n]) for n in range(1, longest + 1) for at in range(length - n + 1)]
+        total = sum(part.scores.weight[entry(gram)] for gram in grams)
+        torch.testing.assert_close(found[row], 10.0 * total / len(grams) ** 0.5)
+
+
+def test_ngrams_are_left_out_at_random_in_training_alone():
+    part = NgramScores(2, 1, dropout=0.5).double()
+    with torch.no_grad():
+        torch.nn.init.ones_(part.scores.weight)[0] = 0.0  # padding
+    tokens = rows([16] * 200, 16)
+    torch.testing.assert_close(part.eval()(tokens), torch.full((200, 1), 10.0 * 31**0.5).double())
+    kept = (part.train()(tokens) / 10.0) ** 2  # the number of those that were kept
+    assert 14 < kept.mean() < 17
+    assert len(kept.unique()) > 5
+
+
+def test_pairs_of_a_vocabulary_spread_over_the_entries():
+    part = NgramScores(2, 1, dropout=0.0)
+    pairs = torch.randint(1, 10_002, (200_000, 2), generator=torch.Generator().manual_seed(2)).unique(dim=0)
+    entries = part._hash(pairs, 2).flatten()
+    # As many different entries as of random throws: 1 - exp(-n / m) of m, within half a percent.
+    expected = part.ENTRIES * (1 - torch.tensor(-len(pairs) / part.ENTRIES).exp())
+    assert abs(len(entries.unique()) / expected - 1) < 0.005
+    assert entries.min() >= 1
+    assert entries.max() < part.ENTRIES
