@@ -25,7 +25,7 @@ from engine.config import ModelConfig
 from engine.losses import ReviewLoss
 from engine.model import ReviewModel
 
-MODEL = ModelConfig(embedding_size=100, hidden_size=32, layers=2, directions=1, dropout=0.0)
+MODEL = ModelConfig(embedding_size=100, hidden_size=32, layers=2, directions=1, pooling="max", ngrams=0, dropout=0.0)
 CLIP_NORM = 1.0
 SEED = 7
 FIXED = (LENGTH,)

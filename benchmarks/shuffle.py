@@ -83,7 +83,7 @@ def validation_loss(folder: Path, window: int, seed: int) -> float:
 
     torch.manual_seed(seed)
     with native.open_dataset(folder, "train") as data, native.open_dataset(folder, "validation") as held_out:
-        config = ModelConfig(embedding_size=32, hidden_size=16, directions=1, dropout=0.0)
+        config = ModelConfig(embedding_size=32, hidden_size=16, directions=1, ngrams=0, pooling="max", dropout=0.0)
         model, loss = ReviewModel(config, data.ids), ReviewLoss(config)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
         plan = Plan(layout=data.layout, batch_size=BATCH_SIZE, seed=seed)

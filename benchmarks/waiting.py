@@ -88,7 +88,9 @@ def model_steps(seconds: float, keep: bool) -> Figures:
         keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(7)
-    shape = ModelConfig(embedding_size=100, hidden_size=32, layers=2, directions=1, dropout=0.0)
+    shape = ModelConfig(
+        embedding_size=100, hidden_size=32, layers=2, directions=1, pooling="max", ngrams=0, dropout=0.0
+    )
     model = ReviewModel(shape, WORDS)
     optimizer = torch.optim.Adam(model.parameters())
     tokens = torch.randint(2, WORDS, (ROWS, LENGTH), dtype=torch.int32)

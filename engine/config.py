@@ -25,7 +25,7 @@ def option(
     )
 
 
-_BEFORE = {"ngrams": 0}
+_BEFORE = {"ngrams": 0, "ngram_entries": 1 << 20}
 """what a model had of options that came later"""
 
 
@@ -39,7 +39,7 @@ class ModelConfig:
     layers: int = option(1, "recurrent layers")
     directions: int = option(2, "1 reads forwards, 2 reads backwards as well", choices=(1, 2))
     pooling: str = option(
-        "max",
+        "attention",
         "how the states of a review become one vector: of the last valid word, or over the valid words their mean, "
         "their maximum, or a mean with learnt weights",
         choices=("last", "mean", "max", "attention"),
@@ -55,7 +55,16 @@ class ModelConfig:
         "words of the longest n-grams that have a score of their own beside the recurrent network; 0: none",
         choices=(0, 1, 2, 3),
     )
-    dropout: float = option(0.3, "probability of every random regulariser; 0 switches all of them off", metavar="P")
+    ngram_entries: int = option(
+        1 << 20,
+        "n-grams are hashed to so many scores, and some share one; fewer take less memory and less time to exchange",
+        metavar="N",
+    )
+    dropout: float = option(
+        0.4,
+        "probability of dropout, half of it for what is read; 0 switches off all that is random",
+        metavar="P",
+    )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
@@ -72,6 +81,7 @@ class ModelConfig:
         _require(self.directions in (1, 2), "directions", "1 or 2")
         _require(self.classes in (2, 5), "classes", "2 or 5")
         _require(self.ngrams in (0, 1, 2, 3), "ngrams", "0, 1, 2 or 3")
+        _require(2 <= self.ngram_entries < 1 << 31, "ngram_entries", "at least 2 and below 2^31")
         _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         if self.loss == "bce" and self.classes != 2:
             raise UsageError("--loss bce tells two classes apart; take --loss cross_entropy or mse with --classes 5")
@@ -197,7 +207,7 @@ class TrainConfig:
         0, "steps over which the learning rate rises linearly from 0", metavar="STEPS", may_change=True
     )
     schedule: str = option(
-        "constant",
+        "linear",
         "the learning rate after warm-up: constant, or falling to 0 at the end of --epochs on a line or half a cosine",
         choices=("constant", "linear", "cosine"),
         may_change=True,
@@ -218,7 +228,7 @@ class TrainConfig:
         may_change=True,
     )
     class_weights: str = option(
-        "none",
+        "balanced",
         "none, balanced (by the training split's classes), or a number per class (2,1)",
         metavar="none|balanced|A,B,..",
     )
@@ -267,12 +277,9 @@ class TrainConfig:
         if self.class_weights == "balanced":
             if counts is None:
                 return None
-            if not all(counts):
-                raise UsageError(
-                    f"--class-weights balanced: the training split has classes without rows ({counts}); "
-                    "give the weights by hand"
-                )
-            return tuple(sum(counts) / (len(counts) * count) for count in counts)
+            there = sum(1 for count in counts if count)
+            # A class that nothing is trained on may still be met in validation.
+            return tuple(sum(counts) / (there * count) if count else 1.0 for count in counts)
         values: tuple[float, ...] = _numbers(float)(self.class_weights, "class_weights")
         _require(
             len(values) == self.model.classes and all(math.isfinite(v) and v >= 0 for v in values) and sum(values) > 0,

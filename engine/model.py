@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from engine.config import ModelConfig
+
+INPUT_DROPOUT = 0.5
+"""how much of the dropout applies to what is read, word vectors and n-grams; states between layers and the pooled one
+have the whole"""
 
 
 class ReviewModel(nn.Module):
@@ -42,7 +47,8 @@ class ReviewModel(nn.Module):
         self.attention = nn.Linear(config.hidden_size * config.directions, 1) if config.pooling == "attention" else None
         outputs = config.classes if config.loss == "cross_entropy" else 1
         self.head = nn.Linear(config.hidden_size * config.directions, outputs)
-        self.ngrams = NgramScores(config.ngrams, outputs, config.dropout) if config.ngrams else None
+        rate = config.dropout * INPUT_DROPOUT
+        self.ngrams = NgramScores(config.ngrams, config.ngram_entries, outputs, rate) if config.ngrams else None
 
     def forward(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Scores [B, C], or [B] where there is one output.
@@ -57,11 +63,11 @@ class ReviewModel(nn.Module):
         # Position p of a row of n words goes to n - 1 - p; padding stays where it is. Its own inverse.
         mirror_LB = torch.where(valid_LB, lengths_B - 1 - place_L1, place_L1)
         # Time first: the recurrent kernels read it without a copy.
-        states_LBX = self._drop_alike(self.embedding(tokens_BL.t()))
+        states_LBX = self._drop_alike(self.embedding(tokens_BL.t()), self.config.dropout * INPUT_DROPOUT)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, nn.ModuleList)
             if number:
-                states_LBX = self._drop_alike(states_LBX)
+                states_LBX = self._drop_alike(states_LBX, self.config.dropout)
             parts = [layer[0](states_LBX)[0]]
             if len(layer) == 2:
                 backward = layer[1](_reorder(states_LBX, mirror_LB))[0]
@@ -74,12 +80,12 @@ class ReviewModel(nn.Module):
             scores_BC = scores_BC + self.ngrams(tokens_BL)
         return scores_BC.squeeze(1) if scores_BC.shape[1] == 1 else scores_BC
 
-    def _drop_alike(self, states_LBX: Tensor) -> Tensor:
+    def _drop_alike(self, states_LBX: Tensor, rate: float) -> Tensor:
         """Dropout with one mask for all time steps of a row (Gal and Ghahramani, NIPS 2016): better for a recurrent
         network than a mask per step, and L times cheaper to draw."""
-        if not (self.training and self.config.dropout):
+        if not (self.training and rate):
             return states_LBX
-        mask_1BX: Tensor = self.dropout(torch.ones_like(states_LBX[:1]))
+        mask_1BX = functional.dropout(torch.ones_like(states_LBX[:1]), rate)
         return states_LBX * mask_1BX
 
     def _pool(self, states_LBX: Tensor, valid_LB: Tensor, lengths_B: Tensor) -> Tensor:
@@ -88,7 +94,8 @@ class ReviewModel(nn.Module):
         if self.attention is not None:
             # A weight per word from its state alone, as in Yang et al., "Hierarchical Attention Networks", NAACL 2016.
             weight_LB1 = self.attention(states_LBX).masked_fill(~valid_LB.unsqueeze(2), float("-inf")).softmax(dim=0)
-            return (weight_LB1 * states_LBX).sum(dim=0)
+            attended_BX: Tensor = (weight_LB1 * states_LBX).sum(dim=0)
+            return attended_BX
         if self.config.pooling == "mean":
             total_BX = states_LBX.masked_fill(~valid_LB.unsqueeze(2), 0.0).sum(dim=0)
             return total_BX / lengths_B.unsqueeze(1).to(total_BX.dtype)
@@ -102,27 +109,26 @@ class ReviewModel(nn.Module):
 
 class NgramScores(nn.Module):
     """A linear model of hashed words and n-grams, which learns what single phrases say while the recurrent layers learn
-    the rest (Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016; hashing: Weinberger et al., ICML 2009).
+    the rest (Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016; hashing by Weinberger et al., ICML
+    2009).
 
     Args:
         longest: words of the longest n-grams, 1..3; all shorter ones count too.
+        entries: scores there are, 2 or more; n-grams that share an entry share their score.
         outputs: scores per review, C.
         dropout: probability with which an n-gram is left out in training.
     """
 
-    ENTRIES = 1 << 18
-    """n-grams that share an entry share their score: 90,000 reviews have some million different pairs, most of them in one
-    review only"""
     SCALE = 10.0
     """how much faster these scores learn than the other weights: each n-gram is met in few batches"""
     # A universal family of hash functions (Carter and Wegman, 1979): modulo a prime, then modulo the size.
     _FACTORS = (1_640_531_513, 2_246_822_519, 3_266_489_917)
     _PRIME = (1 << 31) - 1
 
-    def __init__(self, longest: int, outputs: int, dropout: float) -> None:
+    def __init__(self, longest: int, entries: int, outputs: int, dropout: float) -> None:
         super().__init__()
-        self.longest, self.rate = longest, dropout
-        self.scores = nn.Embedding(self.ENTRIES, outputs, padding_idx=0)
+        self.longest, self.entries, self.rate = longest, entries, dropout
+        self.scores = nn.Embedding(entries, outputs, padding_idx=0)
         nn.init.zeros_(self.scores.weight)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ class NgramScores(nn.Module):
         for number in range(words):
             mixed = mixed + ids_BL[:, number : number + places] * self._FACTORS[number]
         last_BN = ids_BL[:, words - 1 : words - 1 + places]
-        return torch.where(last_BN > 0, mixed % self._PRIME % (self.ENTRIES - 1) + 1, 0)
+        return torch.where(last_BN > 0, mixed % self._PRIME % (self.entries - 1) + 1, 0)
 
 
 def _reorder(states_LBX: Tensor, from_LB: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def on_host1(*words: object) -> list[str]:
 def training(data: Path, out: Path, *more: object) -> list[object]:
     """A small training run."""
     exact = ["--precision", "float64", "--dropout", 0, "--balance", "off", "--log-every", 1]
-    size = ["--epochs", 1, "--batch-size", 48, "--hidden-size", 8, "--embedding-size", 8]
+    size = ["--epochs", 1, "--batch-size", 48, "--hidden-size", 8, "--embedding-size", 8, "--ngram-entries", 500]
     return [sys.executable, "-m", "engine.train", "--data", data, "--out", out, "--device", "cpu", *exact, *size, *more]
 
 

@@ -124,4 +124,6 @@ def options(data: Path, out: Path) -> list[object]:
         8,
         "--embedding-size",
         8,
+        "--ngram-entries",
+        500,
     ]

@@ -20,7 +20,7 @@ from engine.input import ReviewSource
 from engine.losses import ReviewLoss
 from engine.model import ReviewModel
 
-SIZE = ModelConfig(embedding_size=6, hidden_size=5, dropout=0.0)
+SIZE = ModelConfig(embedding_size=6, hidden_size=5, ngram_entries=500, dropout=0.0)
 BATCH = 48
 STEPS = 25
 """of an epoch"""

@@ -25,7 +25,7 @@ def run(session: engine.Session, data: Path, out: Path, **options: Any) -> int:
         balance="off",
         optimizer="sgd",
         learning_rate=1e-30,
-        model=ModelConfig(embedding_size=4, hidden_size=4),
+        model=ModelConfig(embedding_size=4, hidden_size=4, ngram_entries=500),
         **options,
     )
     work = Run(config, session)
@@ -77,7 +77,7 @@ def test_the_falling_rate_is_that_of_one_rank_and_goes_on_after_a_checkpoint(ses
             schedule="linear",
             learning_rate=0.5,
             warmup_steps=2,
-            model=ModelConfig(embedding_size=4, hidden_size=4),
+            model=ModelConfig(embedding_size=4, hidden_size=4, ngram_entries=500),
         )
         work = Run(config, session)
         group = work._trainer.optimizer.param_groups[0]

@@ -19,7 +19,7 @@ from engine.shares import proportional_shares
 
 pytestmark = pytest.mark.mpi
 
-WITH_DROPOUT = ModelConfig(embedding_size=6, hidden_size=5, dropout=0.3)
+WITH_DROPOUT = ModelConfig(embedding_size=6, hidden_size=5, ngram_entries=500, dropout=0.3)
 
 
 class Run:

@@ -37,22 +37,23 @@ FROZEN = {
     "momentum": 0.9,
     "weight_decay": 0.0,
     "warmup_steps": 0,
-    "schedule": "constant",
+    "schedule": "linear",
     "patience": 0,
     "clip_norm": 1.0,
     "word_vectors": "cooccurrence",
-    "class_weights": "none",
+    "class_weights": "balanced",
     "model": {
         "cell": "lstm",
         "embedding_size": 100,
         "hidden_size": 64,
         "layers": 1,
         "directions": 2,
-        "pooling": "max",
+        "pooling": "attention",
         "loss": "bce",
         "classes": 2,
         "ngrams": 2,
-        "dropout": 0.3,
+        "ngram_entries": 1048576,
+        "dropout": 0.4,
     },
 }
 
@@ -114,11 +115,11 @@ def test_wrong_values_name_the_option(arguments, message):
 
 
 def test_class_weights():
-    assert parse().class_weight_values([1, 3]) is None
+    assert parse("--class-weights", "none").class_weight_values([1, 3]) is None
     assert parse("--class-weights", "2,1").class_weight_values([1, 3]) == (2.0, 1.0)
-    assert parse("--class-weights", "balanced").class_weight_values([1, 3]) == (2.0, 4 / 6)
-    with pytest.raises(UsageError, match="classes without rows"):
-        parse("--class-weights", "balanced").class_weight_values([0, 3])
+    assert parse().class_weight_values([1, 3]) == (2.0, 4 / 6)
+    assert parse().class_weight_values([0, 3]) == (1.0, 1.0)  # nothing is there to be balanced
+    assert parse("--loss", "mse", "--classes", "5").class_weight_values([0, 2, 0, 2, 4]) == (1, 4 / 3, 1, 4 / 3, 2 / 3)
 
 
 def test_a_resumed_run_may_change_some_options_and_not_others():

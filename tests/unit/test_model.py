@@ -106,12 +106,12 @@ def test_row_weights_follow_the_class():
 
 def entry(ids: tuple[int, ...]) -> int:
     mixed = sum(i * factor for i, factor in zip(ids, (1_640_531_513, 2_246_822_519, 3_266_489_917), strict=False))
-    return mixed % (2**31 - 1) % (2**18 - 1) + 1
+    return mixed % (2**31 - 1) % (2**12 - 1) + 1
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3])
 def test_ngrams_score_the_sum_of_their_entries_over_the_root_of_their_number(longest):
-    part = NgramScores(longest, 2, dropout=0.0).double()
+    part = NgramScores(longest, 1 << 12, 2, dropout=0.0).double()
     with torch.no_grad():
         torch.nn.init.normal_(part.scores.weight, generator=torch.Generator().manual_seed(1))[0] = 0.0  # padding
     lengths = [1, 2, 9, 16]
@@ -124,7 +124,7 @@ def test_ngrams_score_the_sum_of_their_entries_over_the_root_of_their_number(lon
 
 
 def test_ngrams_are_left_out_at_random_in_training_alone():
-    part = NgramScores(2, 1, dropout=0.5).double()
+    part = NgramScores(2, 1 << 20, 1, dropout=0.5).double()
     with torch.no_grad():
         torch.nn.init.ones_(part.scores.weight)[0] = 0.0  # padding
     tokens = rows([16] * 200, 16)
@@ -135,11 +135,11 @@ def test_ngrams_are_left_out_at_random_in_training_alone():
 
 
 def test_pairs_of_a_vocabulary_spread_over_the_entries():
-    part = NgramScores(2, 1, dropout=0.0)
+    part = NgramScores(2, 1 << 18, 1, dropout=0.0)
     pairs = torch.randint(1, 10_002, (200_000, 2), generator=torch.Generator().manual_seed(2)).unique(dim=0)
     entries = part._hash(pairs, 2).flatten()
     # As many different entries as of random throws: 1 - exp(-n / m) of m, within half a percent.
-    expected = part.ENTRIES * (1 - torch.tensor(-len(pairs) / part.ENTRIES).exp())
+    expected = part.entries * (1 - torch.tensor(-len(pairs) / part.entries).exp())
     assert abs(len(entries.unique()) / expected - 1) < 0.005
     assert entries.min() >= 1
-    assert entries.max() < part.ENTRIES
+    assert entries.max() < part.entries

@@ -327,7 +327,20 @@ def test_progress_is_told_in_lines(monkeypatch):
 
 def test_training_reads_the_copy(data, local, tmp_path):
     words = [sys.executable, "-m", "engine.train", "--data", data, "--out", tmp_path / "run", "--stage-dir", local]
-    size = ["--epochs", 1, "--hidden-size", 4, "--embedding-size", 4, "--threads", 1, "--device", "cpu"]
+    size = [
+        "--epochs",
+        1,
+        "--hidden-size",
+        4,
+        "--embedding-size",
+        4,
+        "--ngram-entries",
+        500,
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(
         [str(word) for word in (*words, *size)], cwd=ROOT, capture_output=True, text=True, check=False
     )

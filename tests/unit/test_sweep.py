@@ -121,7 +121,20 @@ def test_trials_are_judged_by_their_best_epoch_and_gathered_by_setting(tmp_path)
 
 def sweep(data: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    sizes = ["--epochs", 2, "--batch-size", 128, "--hidden-size", 4, "--embedding-size", 4, "--threads", 1]
+    sizes = [
+        "--epochs",
+        2,
+        "--batch-size",
+        128,
+        "--hidden-size",
+        4,
+        "--embedding-size",
+        4,
+        "--threads",
+        1,
+        "--ngram-entries",
+        500,
+    ]
     command = ["-m", "engine.sweep", "--data", data, "--out", out, "--device", "cpu", *sizes, *more]
     return subprocess.run(
         [sys.executable, *map(str, command)],
