@@ -31,22 +31,8 @@ STUB_ROWS = 2_000_000
 STUB_SECONDS = 4.0
 SECONDS_PER_ROW = 1e-6
 SEED = 7
-MODEL = [
-    "--cell",
-    "lstm",
-    "--embedding-size",
-    "100",
-    "--hidden-size",
-    "32",
-    "--layers",
-    "2",
-    "--directions",
-    "1",
-    "--pooling",
-    "max",
-    "--ngrams",
-    "0",
-]
+MODEL = ("--cell", "lstm", "--embedding-size", "100", "--hidden-size", "32", "--layers", "2", "--directions", "1")
+MODEL += ("--pooling", "max", "--ngrams", "0")
 
 
 def trained(folder: Path) -> dict[str, Any]:

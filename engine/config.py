@@ -35,7 +35,7 @@ class ModelConfig:
 
     cell: str = option("lstm", "recurrent cell", choices=("lstm", "gru"))
     embedding_size: int = option(100, "numbers per word vector")
-    hidden_size: int = option(64, "units of each recurrent layer and direction")
+    hidden_size: int = option(128, "units of each recurrent layer and direction")
     layers: int = option(1, "recurrent layers")
     directions: int = option(2, "1 reads forwards, 2 reads backwards as well", choices=(1, 2))
     pooling: str = option(
@@ -61,7 +61,7 @@ class ModelConfig:
         metavar="N",
     )
     dropout: float = option(
-        0.4,
+        0.5,
         "probability of dropout, half of it for what is read; 0 switches off all that is random",
         metavar="P",
     )

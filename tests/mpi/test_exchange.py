@@ -105,7 +105,7 @@ def test_gradients_by_touched_rows_give_the_very_same_trajectory(session, datase
         assert trainer._exchange.method == ("rows" if rows else "dense")
         assert trainer._exchange.overlaps == rows
         # A tied weight is exchanged whole.
-        assert len(trainer._exchange._rows) == ({"one": 2, "two": 3, "tied": 2}[kind] if rows else 0)
+        assert len(trainer._exchange._rows) == ({"one": 2, "two": 2, "tied": 1}[kind] if rows else 0)
         assert not proportions or 0 in trainer.shares
         return losses_of(events)
 

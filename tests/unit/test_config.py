@@ -45,7 +45,7 @@ FROZEN = {
     "model": {
         "cell": "lstm",
         "embedding_size": 100,
-        "hidden_size": 64,
+        "hidden_size": 128,
         "layers": 1,
         "directions": 2,
         "pooling": "attention",
@@ -53,7 +53,7 @@ FROZEN = {
         "classes": 2,
         "ngrams": 2,
         "ngram_entries": 1048576,
-        "dropout": 0.4,
+        "dropout": 0.5,
     },
 }
 
@@ -126,4 +126,4 @@ def test_a_resumed_run_may_change_some_options_and_not_others():
     saved = parse().to_json()
     assert parse("--epochs", "9", "--balance", "off", "--threads", "2", "--log-every", "1").differences(saved) == []
     different = parse("--seed", "8", "--hidden-size", "32").differences(saved)
-    assert different == ["--seed is 8, the checkpoint has 7", "--hidden-size is 32, the checkpoint has 64"]
+    assert different == ["--seed is 8, the checkpoint has 7", "--hidden-size is 32, the checkpoint has 128"]
