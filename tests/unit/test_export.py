@@ -1,0 +1,167 @@
+"""Exported models answer as the checkpoint does, for every configuration, in a program that needs nothing of ours."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from random import Random
+
+import pytest
+import torch
+
+from engine import export, export_check
+from engine.config import ModelConfig
+from engine.export_files import program
+from engine.export_model import FORMATS, Judge, export_model
+from engine.export_source import stand_alone
+from engine.predictor import Predictor
+from engine.saved_model import load_model
+from native.text import normalize
+from tests.checkpoints import write_checkpoint
+from tests.text_fuzz import PIECES
+
+SMALL = {"embedding_size": 6, "hidden_size": 5}
+LOSSES = [("bce", 2), ("cross_entropy", 2), ("cross_entropy", 5), ("mse", 2), ("mse", 5)]
+KINDS = list(itertools.product(("lstm", "gru"), (1, 2), (1, 2), ("last", "mean", "max"), ("torchscript", "onnx")))
+PACKAGES = {"torchscript": {"torch"}, "onnx": {"onnxruntime", "numpy"}}
+
+
+def runner(kind: str):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    return pytest.importorskip(f"engine.export_{kind}")
+
+
+@pytest.mark.parametrize(("cell", "layers", "directions", "pooling", "kind"), KINDS)
+def test_every_model_gives_the_same_in_batches_of_any_shape(tmp_path, cell, layers, directions, pooling, kind):
+    opener = runner(kind).open_model
+    for loss, classes, precision in [*((*loss, "float32") for loss in LOSSES), ("mse", 5, "float64")]:
+        config = ModelConfig(
+            cell=cell, layers=layers, directions=directions, pooling=pooling, loss=loss, classes=classes, **SMALL
+        )
+        saved = load_model(write_checkpoint(tmp_path / "best", config, precision=precision))
+        export_model(saved, kind, tmp_path)
+        worst = export_check._compare_shapes(Judge(saved.model, saved.loss), 13, opener(tmp_path))
+        assert worst < (1e-12 if precision == "float64" and kind == "torchscript" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "classes"), [("torchscript", "bce", 2), ("torchscript", "mse", 5), ("onnx", "cross_entropy", 5)]
+)
+def test_the_exported_folder_works_alone(tmp_path, capsys, kind, loss, classes):
+    runner(kind)
+    config = ModelConfig(loss=loss, classes=classes, **SMALL)
+    checkpoint = write_checkpoint(tmp_path / "best", config, stop_words=("the", "caf\u00e9"))
+    out = tmp_path / "deep" / "exported"
+    assert export.main(["--checkpoint", str(checkpoint), "--out", str(out), "--format", kind]) == 0
+    assert "the same answers" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "predict.py", "settings.json", "vocabulary.txt", FORMATS[kind],
+    }  # fmt: skip
+    checkpoint_gone = out.rename(tmp_path / "elsewhere")
+    texts = ["Not good, it&#39;s BAD!", "", "the caf\u00e9 the", "\U0001f600 refund " * 60, "unheard of"]
+    done = subprocess.run(
+        [sys.executable, "predict.py", "--json", *texts],
+        cwd=checkpoint_gone,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = Predictor(load_model(checkpoint)).answer(texts)
+    assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
+    assert answers[1]["label"] == answers[2]["label"] == "unknown"
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer["probability"] == pytest.approx(wanted.probability, abs=1e-6)
+        assert answer["text"] == wanted.text
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_the_program_imports_what_its_readme_says_and_nothing_else(kind):
+    tree = ast.parse(program(kind))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} - sys.stdlib_module_names == PACKAGES[kind]
+
+
+def test_the_programs_words_are_ours(tmp_path):
+    path = tmp_path / "predict.py"
+    path.write_text(program("torchscript"))
+    spec = importlib.util.spec_from_file_location("exported", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not hasattr(module, "WordCounter")  # it is not used there
+    random = Random(5)
+    for _ in range(20_000):
+        text = "".join(random.choice(PIECES) + random.choice(["", " "]) for _ in range(random.randint(1, 6)))
+        assert module.normalize(text) == normalize(text), text
+
+
+def test_only_what_is_used_is_put_in():
+    part = 'import re\nimport os\n# Why.\nA = 1\n"""what A is"""\nB = 2\n\n\ndef f():\n    return A\n'
+    part += "\n\ndef g():\n    return re\n"
+    source = stand_alone('#!/bin/x\n"""Doc."""\nimport sys\nfrom part import f\n\nprint(f(), sys)\n', {"part": part})
+    assert source.startswith('#!/bin/x\n"""Doc."""\n')
+    assert '# Why.\nA = 1\n"""what A is"""\n' in source
+    for gone in ("import re", "import os", "B = 2", "def g", "from part"):
+        assert gone not in source
+    with pytest.raises(ValueError, match="part defines no h"):
+        stand_alone("from part import h\n", {"part": part})
+
+
+def test_a_model_that_answers_otherwise_is_not_delivered(tmp_path, capsys, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "best", ModelConfig(**SMALL))
+
+    def export_another(saved, kind, folder):
+        with torch.no_grad():
+            saved.model.head.bias += 1e-3
+        path = export_model(saved, kind, folder)
+        with torch.no_grad():
+            saved.model.head.bias -= 1e-3
+        return path
+
+    monkeypatch.setattr("engine.export_model.export_model", export_another)
+    assert export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the exported model is off by" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
+
+
+def test_a_program_that_answers_otherwise_is_not_delivered(tmp_path, capsys, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "best", ModelConfig(**SMALL))
+    for broken, message in [
+        (("text = prepare(text)", "text = prepare(text) + ' good'"), "the exported model answers"),
+        (("order.pop()", "order.nop()"), "does not run here (AttributeError"),
+    ]:
+        monkeypatch.setattr("engine.export_files.program", lambda kind, broken=broken: program(kind).replace(*broken))
+        assert export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_one_line_with_status_2(tmp_path, capsys, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "best", ModelConfig(**SMALL))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "engine.export_onnx", raising=False)
+    for arguments, message in [
+        (["--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "out")], "no such checkpoint"),
+        (["--checkpoint", str(checkpoint)], "--out"),
+        (["--checkpoint", str(checkpoint), "--out", str(tmp_path / "full")], "is there already"),
+        (["--checkpoint", str(checkpoint), "--out", str(checkpoint)], "is there already"),
+        (["--checkpoint", str(checkpoint), "--out", str(checkpoint / "x")], "cannot be written"),
+        (["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--format", "onnx"], "uneven-engine[onnx]"),
+        (["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"), "--format", "gguf"], "invalid choice"),
+    ]:
+        assert export.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
