@@ -6,15 +6,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from engine.command import run_alone
 from engine.config import make_parser
 from engine.errors import UsageError
-from engine.export_files import write_files
 
 PROGRAM = "engine.export"
 FORMATS = ("torchscript", "onnx")
+_NEEDED = {"torchscript": (), "onnx": ("onnx", "onnxruntime")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,12 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         options = parser.parse_args(arguments)
         out = Path(options.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"--out {out}: is there already; name another folder, or remove it first")
         worst = export(Path(options.checkpoint), out, options.format)
-        print(
-            f"{out}: the same answers as the checkpoint, numbers to {worst:.0e}; try: python {out / 'predict.py'} TEXT"
-        )
+        print(f"{out}: gives the answers of {options.checkpoint}; no number is off by more than {worst:.0e}")
+        print(f"Try it: {Path(sys.executable).name} {out / 'predict.py'} TEXT")
 
     return run_alone(PROGRAM, work)
 
@@ -60,14 +58,18 @@ def export(checkpoint: Path, out: Path, kind: str = FORMATS[0]) -> float:
         CheckpointError: missing or damaged.
         TrainingError: the exported model does not answer as the checkpoint does.
     """
-    try:
-        runner = import_module(f"engine.export_{kind}")
-    except ImportError as error:
-        raise UsageError(
-            f"--format {kind} needs {error.name}, which is not here: pip install 'uneven-engine[onnx]', or take "
-            f"--format {FORMATS[0]}"
-        ) from None
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: is there already; name another folder, or remove it first")
+    for package in _NEEDED[kind]:
+        if find_spec(package) is None:
+            raise UsageError(
+                f"--format {kind} needs {package}, which is not here: pip install 'uneven-engine[onnx]', or take "
+                f"--format {FORMATS[0]}"
+            )
+    # Only now: torch takes seconds to load.
     from engine.export_check import check_export
+    from engine.export_files import write_files
     from engine.export_model import export_model
     from engine.saved_model import load_model
 
@@ -78,7 +80,7 @@ def export(checkpoint: Path, out: Path, kind: str = FORMATS[0]) -> float:
         part.mkdir(parents=True)
         model = export_model(saved, kind, part)
         write_files(saved, kind, model.name, part)
-        worst = check_export(saved, part, runner.open_model)
+        worst = check_export(saved, part, import_module(f"engine.export_{kind}").open_model)
         if out.exists():
             out.rmdir()
         part.rename(out)

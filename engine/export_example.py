@@ -13,7 +13,9 @@ Out of Python, with this folder on sys.path:
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import struct
 import sys
 from itertools import islice
@@ -70,7 +72,8 @@ def main(arguments: list[str]) -> None:
     """Judge the texts of the command line, or the lines of standard input."""
     as_json = "--json" in arguments
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     source = iter([text for text in arguments if text != "--json"] or (line.rstrip("\r\n") for line in sys.stdin))
     classify = Classifier()
     while block := list(islice(source, BLOCK_TEXTS)):
@@ -82,4 +85,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    for name in ("SIGPIPE", "SIGINT"):  # a reader that has had enough, and Ctrl-C, end it without a traceback
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     main(sys.argv[1:])

@@ -64,7 +64,8 @@ def _readme(settings: dict[str, Any], needs: str, model: str) -> str:
     packages = "onnxruntime numpy" if settings["format"] == "onnx" else "torch"
     return f"""# A text classifier
 
-Tells these classes apart: {classes}. Made and checked with {needs}; with its packages alone it needs nothing else:
+Tells these classes apart: {classes}.
+Made and checked with {needs}. It needs nothing else:
 
     pip install {packages}
     python {PROGRAM} "Not good at all."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -11,46 +12,68 @@ from dataclasses import dataclass
 class _Statement:
     """A statement at the top level of a module, with its comments."""
 
+    node: ast.stmt
     text: str
     names: frozenset[str]
     """what it defines"""
     uses: frozenset[str]
     """names that stand in it"""
-    is_import: bool
 
 
 def stand_alone(program: str, parts: Mapping[str, str]) -> str:
-    """The source of a program with the parts of other modules that it uses, each before what uses it.
+    """The source of a program with what it uses of other modules, each before what uses it.
 
     Args:
         program: source that imports from those modules by `from MODULE import NAME`.
-        parts: source of each module that is to be put in; these import nothing from each other.
+        parts: source of each module that is to be put in; they import nothing from each other.
 
     Raises:
         ValueError: the program imports a name that a part does not define.
     """
     tree = ast.parse(program)
-    docstring = f'"""{ast.get_docstring(tree, clean=False)}"""' if ast.get_docstring(tree) else ""
-    first_line = program.splitlines()[:1] if program.startswith("#!") else []
-    imports: set[str] = set()
-    body: list[str] = []
+    statements: list[_Statement] = []
     for module, source in parts.items():
-        wanted = {
+        wanted = [
             alias.name
             for node in tree.body
             if isinstance(node, ast.ImportFrom) and node.module == module
             for alias in node.names
-        }
-        taken = _needed(_statements(source), wanted, module)
-        imports.update(statement.text for statement in taken if statement.is_import)
-        body += [statement.text for statement in taken if not statement.is_import]
-    for statement in _statements(program):
-        if not statement.is_import:
-            body.append(statement.text)
-        elif not statement.text.startswith(tuple(f"from {module} import" for module in parts)):
-            imports.add(statement.text)
-    head = sorted(imports, key=lambda line: (not line.startswith("from __future__"), line.startswith("from"), line))
-    return "\n".join([*first_line, docstring, "", *head, "", "\n\n".join(body)]) + "\n"
+        ]
+        statements += _needed(_statements(source), wanted, module)
+    statements += _statements(program)
+    first_line = program.partition("\n")[0] + "\n" if program.startswith("#!") else ""
+    docstring = f'"""{ast.get_docstring(tree, clean=False)}"""\n\n'
+    body, before_is_block = "", False
+    for statement in statements:
+        if isinstance(statement.node, ast.Import | ast.ImportFrom):
+            continue
+        is_block = isinstance(statement.node, ast.FunctionDef | ast.ClassDef | ast.If)
+        body += ("\n\n" if is_block or before_is_block else "\n") + statement.text + "\n"
+        before_is_block = is_block
+    return first_line + docstring + _imports(statements, parts) + body
+
+
+def _imports(statements: Sequence[_Statement], parts: Mapping[str, str]) -> str:
+    """All imports but those from the parts, each once, as isort would order them."""
+    used = frozenset().union(*(statement.uses for statement in statements)) | {"annotations"}
+    modules: set[str] = set()
+    names: dict[str, set[str]] = {}
+    for node in (statement.node for statement in statements):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and str(node.module) not in parts:
+            names.setdefault(str(node.module), set()).update({alias.name for alias in node.names} & used)
+    future = names.pop("__future__", None)
+    groups = [f"from __future__ import {', '.join(sorted(future))}\n"] if future else []
+    for ours in (True, False):
+        lines = [f"import {name}\n" for name in sorted(modules) if (name in sys.stdlib_module_names) is ours]
+        lines += [
+            f"from {name} import {', '.join(sorted(names[name]))}\n"
+            for name in sorted(names)
+            if (name.partition(".")[0] in sys.stdlib_module_names) is ours
+        ]
+        groups += ["".join(lines)] if lines else []
+    return "\n".join(groups)
 
 
 def _needed(statements: list[_Statement], wanted: Iterable[str], module: str) -> list[_Statement]:
@@ -82,13 +105,12 @@ def _statements(source: str) -> list[_Statement]:
             start -= 1
         documented = number + 1 < len(nodes) and isinstance(node, ast.Assign) and _is_string(nodes[number + 1])
         end = nodes[number + 1].end_lineno if documented else node.end_lineno
-        is_import = isinstance(node, ast.Import | ast.ImportFrom)
         found.append(
             _Statement(
+                node,
                 "\n".join(lines[start - 1 : end]),
                 frozenset(_defined(node)),
                 frozenset(item.id for item in ast.walk(node) if isinstance(item, ast.Name)),
-                is_import,
             )
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.command import run_alone
 from engine.config import make_parser
 from engine.errors import UsageError
-from engine.predict_inputs import argument_texts, blocks_of, file_texts, stream_blocks
+from engine.predict_inputs import argument_texts, blocks_of, file_texts, stream_texts
 
 if TYPE_CHECKING:
     from engine.predictor import Answer
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--column", metavar="NAME", help="field or column of --file with the text, where it is neither "
                         "reviewText nor text")  # fmt: skip
     parser.add_argument("--words", type=int, metavar="K", help="show up to K words that spoke most for the label, and "
-                        f"how probable it is without each; takes 14 times as long (default: {WORDS} for texts, 0 for "
+                        f"how probable it is without each; takes 15 times as long (default: {WORDS} for texts, 0 for "
                         "--file and standard input)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object per text: label, probability, text, words")
 
@@ -54,9 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words < 0:
             raise UsageError(f"--words {words}: give a whole number of at least 0")
         # Only now: torch takes seconds to load, in which a mistake in the options can be told and Ctrl-C be obeyed.
+        from engine.environment import keep_memory
         from engine.predictor import Predictor
         from engine.saved_model import load_model
 
+        keep_memory()
         predictor = Predictor(load_model(Path(options.checkpoint)), words)
         show = _json_line if options.json else _line
         for block in _blocks(options):
@@ -70,11 +73,11 @@ def _blocks(options: Any) -> Iterator[list[str]]:
     if not options.text and not options.file:
         if sys.stdin is not None and sys.stdin.isatty():
             _say("reading a text a line; Ctrl-D ends")
-        yield from stream_blocks(sys.stdin)
+        yield from blocks_of(stream_texts(sys.stdin))
         return
     for name in options.file or ():
-        if not Path(name).exists():
-            raise UsageError(f"{name}: no such file; check the path")  # before hours of work on those before it
+        if not os.path.exists(name):  # told before the hours of work on those before it
+            raise UsageError(f"{name}: no such file, or not to be reached; check the path")
     files = (file_texts(Path(name), options.column, _say) for name in options.file or ())
     yield from blocks_of(chain(argument_texts(options.text), *files))
 

@@ -24,18 +24,22 @@ BLOCK_CHARACTERS = 4 << 20
 """a block that has so many ends early"""
 MAX_LINE_BYTES = 16 << 20
 """of a longer line the beginning counts: a line without an end must not fill the memory"""
+PAUSE_SECONDS = 0.1
+"""without a line on standard input, after which those that came are answered; a program that writes on does not pause,
+so that its lines meet in the same batches, and get the same last digits, every time"""
 _READ_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-def blocks_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut texts into blocks."""
+def blocks_of(texts: Iterable[str | None]) -> Iterator[list[str]]:
+    """Cut texts into blocks; None among them ends a block early."""
     block: list[str] = []
     characters = 0
     for text in texts:
-        block.append(text)
-        characters += len(text)
-        if len(block) == BLOCK_TEXTS or characters >= BLOCK_CHARACTERS:
+        if text is not None:
+            block.append(text)
+            characters += len(text)
+        if block and (text is None or len(block) == BLOCK_TEXTS or characters >= BLOCK_CHARACTERS):
             yield block
             block, characters = [], 0
     if block:
@@ -48,8 +52,8 @@ def argument_texts(arguments: Iterable[str]) -> Iterator[str]:
         yield argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def stream_blocks(stream: Any) -> Iterator[list[str]]:
-    """Blocks of a text a line, handed out as soon as nothing more stands ready: who writes a line is answered at once.
+def stream_texts(stream: Any) -> Iterator[str | None]:
+    """A text a line, and None where nothing more comes for a moment: who writes a line and waits is answered.
 
     Args:
         stream: as sys.stdin.
@@ -60,17 +64,18 @@ def stream_blocks(stream: Any) -> Iterator[list[str]]:
     if stream is None:
         raise UsageError("standard input is closed: give texts, --file FILE, or lines on standard input")
     if not hasattr(stream, "buffer"):
-        yield from blocks_of(line.rstrip("\r\n") for line in stream)
+        yield from (line.rstrip("\r\n") for line in stream)
         return
     lines = _Lines()
     try:
         while data := stream.buffer.read1(_READ_BYTES):
             lines.add(data)
-            if lines.count >= BLOCK_TEXTS or lines.bytes >= BLOCK_CHARACTERS or not _more_stands_ready(stream):
-                yield from blocks_of(lines.take())
+            yield from lines.take()
+            if not _more_comes(stream):
+                yield None
     except OSError as error:
         raise UsageError(f"standard input cannot be read ({error.strerror or error})") from None
-    yield from blocks_of(lines.end())
+    yield from lines.end()
 
 
 def file_texts(path: Path, column: str | None, say: Callable[[str], None]) -> Iterator[str]:
@@ -119,15 +124,9 @@ class _Lines:
     """Lines out of pieces of bytes."""
 
     def __init__(self) -> None:
-        self.bytes = 0
         self._ready: list[str] = []
         self._tail: list[bytes] = []
         self._tail_bytes = 0
-
-    @property
-    def count(self) -> int:
-        """Lines that are whole."""
-        return len(self._ready)
 
     def add(self, data: bytes) -> None:
         """The next piece."""
@@ -139,7 +138,7 @@ class _Lines:
 
     def take(self) -> list[str]:
         """The lines that are whole, once."""
-        lines, self._ready, self.bytes = self._ready, [], 0
+        lines, self._ready = self._ready, []
         return lines
 
     def end(self) -> list[str]:
@@ -156,14 +155,13 @@ class _Lines:
 
     def _put(self) -> None:
         self._ready.append(b"".join(self._tail).removesuffix(b"\r").decode("utf-8", "replace"))
-        self.bytes += self._tail_bytes
         self._tail, self._tail_bytes = [], 0
 
 
-def _more_stands_ready(stream: Any) -> bool:
-    """Whether a read would not wait; True where that cannot be told."""
+def _more_comes(stream: Any) -> bool:
+    """Whether a read would not wait longer than a moment; True where that cannot be told."""
     try:
-        return bool(select.select([stream.buffer], [], [], 0)[0])
+        return bool(select.select([stream.buffer], [], [], PAUSE_SECONDS)[0])
     except (OSError, ValueError):
         return True
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine import predict_inputs, predict_records
 from engine.errors import UsageError
-from engine.predict_inputs import argument_texts, blocks_of, file_texts, stream_blocks
+from engine.predict_inputs import argument_texts, blocks_of, file_texts, stream_texts
 
 TEXTS = ["Not good.", "", 'a "quoted", text\nof two lines', "caf\u00e9 \U0001f600", "x" * 5000]
 
@@ -126,6 +126,7 @@ def test_blocks_end_by_number_and_by_size(monkeypatch):
     monkeypatch.setattr(predict_inputs, "BLOCK_TEXTS", 3)
     monkeypatch.setattr(predict_inputs, "BLOCK_CHARACTERS", 10)
     assert list(blocks_of(["a", "b", "c", "d", "e" * 10, "f"])) == [["a", "b", "c"], ["d", "e" * 10], ["f"]]
+    assert list(blocks_of([None, "a", None, None, "b", "c"])) == [["a"], ["b", "c"]]
     assert list(blocks_of([])) == []
 
 
@@ -144,7 +145,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(monkeypatch, tmp_path):
 def test_standard_input_is_answered_as_it_arrives():
     out, into = os.pipe()
     with open(out, encoding="utf-8") as stream, open(into, "wb", buffering=0) as writer:
-        blocks = stream_blocks(stream)
+        blocks = blocks_of(stream_texts(stream))
         writer.write(b"one\ntwo\nthr")
         assert next(blocks) == ["one", "two"]  # while the other end is still open
         writer.write(b"ee\r\n\xff")
@@ -155,7 +156,7 @@ def test_standard_input_is_answered_as_it_arrives():
 
 def test_a_closed_standard_input_is_told():
     with pytest.raises(UsageError, match="standard input is closed"):
-        list(stream_blocks(None))
+        list(stream_texts(None))
 
 
 def test_arguments_that_are_no_utf8():
