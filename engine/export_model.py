@@ -9,12 +9,17 @@ Shapes: B texts, L words of the longest, C classes.
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from engine.errors import TrainingError
 from engine.losses import ReviewLoss
 from engine.saved_model import SavedModel
 
@@ -50,20 +55,30 @@ def export_model(saved: SavedModel, kind: str, folder: Path) -> Path:
         saved: on the CPU.
         kind: of FORMATS.
         folder: exists.
+
+    Raises:
+        TrainingError: the model does what ONNX has no word for.
     """
     path = folder / FORMATS[kind]
     # onnxruntime has no recurrent kernels for float64.
     model = copy.deepcopy(saved.model).float() if kind == "onnx" else saved.model
     judge = Judge(model, saved.loss).eval()
     # Two rows of different lengths: what depends on a text's length or on its neighbours must be seen in the trace.
-    example = (torch.tensor([[2, 3, 2, 1, 2], [3, 1, 0, 0, 0]]), torch.tensor([5, 2]))
+    example = (torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]), torch.tensor([5, 2]))
     with warnings.catch_warnings(), torch.no_grad():
         # That tracing is on its way out, and that shapes which are the same for every text are taken as constants.
         warnings.simplefilter("ignore")
         if kind == "torchscript":
             torch.jit.save(torch.jit.trace(judge, example, check_trace=False), str(path))
         else:
-            axes = {"tokens": {0: "texts", 1: "words"}, "lengths": {0: "texts"}, "labels": {0: "texts"}}
+            _export_onnx(judge, example, path)
+    return path
+
+
+def _export_onnx(judge: Judge, example: tuple[Tensor, Tensor], path: Path) -> None:
+    axes = {"tokens": {0: "texts", 1: "words"}, "lengths": {0: "texts"}, "labels": {0: "texts"}, "values": {0: "texts"}}
+    try:
+        with _silent_output():
             torch.onnx.export(
                 judge,
                 example,
@@ -71,7 +86,23 @@ def export_model(saved: SavedModel, kind: str, folder: Path) -> Path:
                 dynamo=False,
                 input_names=INPUTS,
                 output_names=OUTPUTS,
-                dynamic_axes={**axes, "values": {0: "texts"}},
+                dynamic_axes=axes,
                 opset_version=OPSET,
             )
-    return path
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split()).partition(" [Caused by")[0]
+        raise TrainingError(f"this model cannot become ONNX ({reason}); take --format torchscript") from None
+
+
+@contextmanager
+def _silent_output() -> Iterator[None]:
+    """Nothing is printed: where torch fails, its C++ side writes out the whole graph, whatever it is told."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)

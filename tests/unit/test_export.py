@@ -8,17 +8,22 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from engine import export, export_check
 from engine.config import ModelConfig
+from engine.errors import TrainingError
 from engine.export_files import program
 from engine.export_model import FORMATS, Judge, export_model
 from engine.export_source import stand_alone
+from engine.losses import ReviewLoss
 from engine.predictor import Predictor
 from engine.saved_model import load_model
 from native.text import normalize
@@ -68,6 +73,44 @@ def test_every_loss_and_float64_give_the_same(tmp_path, loss, classes, kind):
     assert off_by(tmp_path, config, kind) < 1e-5
     # onnxruntime computes in float32.
     assert off_by(tmp_path, config, kind, "float64") < (1e-12 if kind == "torchscript" else 1e-5)
+
+
+class OtherModel(nn.Module):
+    """Not ours: attention, two poolings, hashed pairs of words."""
+
+    def __init__(self, mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.embedding, self.pairs = nn.Embedding(len(WORDS) + 2, 8), nn.Embedding(97, 4)
+        self.layer, self.attention, self.head = nn.GRU(8, 6), nn.Linear(6, 1), nn.Linear(16, 1)
+        self.mix = mix
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        states = self.layer(self.embedding(tokens.t()))[0]
+        padding = torch.arange(tokens.shape[1]).unsqueeze(1) >= lengths
+        weights = self.attention(states).squeeze(2).masked_fill(padding, float("-inf")).softmax(dim=0)
+        attended = (weights.unsqueeze(2) * states).sum(dim=0)
+        largest = states.masked_fill(padding.unsqueeze(2), float("-inf")).amax(dim=0)
+        before = nn.functional.pad(tokens, (1, 0))[:, :-1]
+        pairs = self.pairs(self.mix(tokens * 2654435761, before * 40503) % 97) * (tokens > 0).unsqueeze(2)
+        return self.head(torch.cat((attended, largest, pairs.sum(dim=1)), dim=1)).squeeze(1)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_a_model_of_another_kind_is_exported_too(tmp_path, kind):
+    opener = runner(kind).open_model
+    torch.manual_seed(1)
+    saved = SimpleNamespace(model=OtherModel(torch.add).eval(), loss=ReviewLoss(ModelConfig()))
+    export_model(saved, kind, tmp_path)
+    judge = Judge(saved.model, saved.loss)
+    assert export_check._compare_shapes(judge, len(WORDS) + 2, opener(tmp_path)) < 1e-5
+
+
+def test_what_onnx_cannot_do_is_told_in_one_line(tmp_path, capfd):
+    runner("onnx")
+    saved = SimpleNamespace(model=OtherModel(torch.bitwise_xor).eval(), loss=ReviewLoss(ModelConfig()))
+    with pytest.raises(TrainingError, match=r"cannot become ONNX .*take --format torchscript"):
+        export_model(saved, "onnx", tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
