@@ -109,6 +109,8 @@ setup(
         "engines": pinned("pyspark", "boto3", "moto"),
         # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it is in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
+        # For engine.export --format onnx; left out of make setup too.
+        "onnx": ["onnx==1.23.2", "onnxruntime==1.32.0"],
         "test": pinned(
             "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"
         ),

@@ -18,7 +18,7 @@ from engine.precision import weight_type
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model in evaluation mode, with what belongs to it."""
+    """A model in evaluation mode, whose weights ask for no gradients, with what belongs to it."""
 
     model: ReviewModel
     loss: ReviewLoss
@@ -48,5 +48,5 @@ def load_model(path: Path, device: str = "cpu") -> SavedModel:
         loss = ReviewLoss(config, weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from None
-    model.to(torch.device(device)).eval()
+    model.to(torch.device(device)).eval().requires_grad_(False)
     return SavedModel(model, loss, config, words.decode().split("\n")[:-1], text, words)
