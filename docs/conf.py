@@ -1,0 +1,69 @@
+"""How `make docs` builds build/docs: docs/*.md and README.md as they stand, and the API from the docstrings."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "uneven-engine"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = "Training for GPUs that are not all alike"
+html_copy_source = html_show_sourcelink = False
+html_show_copyright = html_show_sphinx = False
+exclude_patterns = ["*.py"]
+
+# Headings are anchors by GitHub's rules, so that a link holds in the checkout and in the built pages alike.
+myst_heading_anchors = 4
+# Tables of the README have footnotes of their own, and dollars are of shells: no further syntax.
+myst_enable_extensions: list[str] = []
+
+# Docstrings are Google style, and what stands in single backticks is code.
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+# What stands before a colon under "Returns:" is prose too, not a type to be linked.
+napoleon_use_rtype = False
+default_role = "code"
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+
+# Every name in a signature must be one of these pages', or belong to a package that documents itself elsewhere.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(np|numpy|torch|nn|pathlib|collections|typing|os|weakref|threading)\..*"),
+    (r"py:.*", r"(Any|Callable|Iterator|Iterable|Sequence|Mapping|Path|Tensor|PathLike|Protocol|WeakSet)"),
+    # Attributes that show where they come from, and are of no use without the rest of the engine.
+    (
+        r"py:.*",
+        r"engine\.heartbeat\.Heartbeat|engine\.log\.Display|native\.reader\.ChunkReader|native\.vocabulary\.WordTable",
+    ),
+]
+
+
+def keep_as_written(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon for a type; a field's line here is prose."""
+    if what in ("attribute", "data", "property"):
+        prose = app.env.temp_data.setdefault("prose", {})
+        lines[:] = prose.pop((what, name), None) or prose.setdefault((what, name), list(lines))
+
+
+def shorten(
+    app: Any, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A default that is a lambda says nothing; and where it is a field's, its arguments are not the field's."""
+    if getattr(obj, "__name__", "") == "<lambda>":
+        return "", None
+    return re.sub(r"<(function|factory)[^,]*>", "...", signature) if signature else signature, returns
+
+
+def setup(app: Any) -> None:
+    """Before and after Napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", keep_as_written, priority=400)
+    app.connect("autodoc-process-docstring", keep_as_written, priority=600)
+    app.connect("autodoc-process-signature", shorten)
