@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from command_help import help_of  # noqa: E402 -- found beside this file
 
 project = "uneven-engine"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -16,22 +20,19 @@ html_theme = "furo"
 html_title = "Training for GPUs that are not all alike"
 html_copy_source = html_show_sourcelink = False
 html_show_copyright = html_show_sphinx = False
-exclude_patterns = ["*.py"]
+html_static_path, html_css_files = ["_static"], ["pages.css"]
 
 # Headings are anchors by GitHub's rules, so that a link holds in the checkout and in the built pages alike.
 myst_heading_anchors = 4
-# Tables of the README have footnotes of their own, and dollars are of shells: no further syntax.
-myst_enable_extensions: list[str] = []
 
 # Docstrings are Google style, and what stands in single backticks is code.
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 # What stands before a colon under "Returns:" is prose too, not a type to be linked.
 napoleon_use_rtype = False
 default_role = "code"
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_class_signature = "mixed"
 
 # Every name in a signature must be one of these pages', or belong to a package that documents itself elsewhere.
 nitpicky = True
@@ -62,8 +63,24 @@ def shorten(
     return re.sub(r"<(function|factory)[^,]*>", "...", signature) if signature else signature, returns
 
 
+class Commands(Directive):
+    """`.. command:: MODULE ...`: a section for each `python -m MODULE`, with what it prints for --help."""
+
+    required_arguments, optional_arguments = 1, 1000
+
+    def run(self) -> list[nodes.Node]:
+        """The sections, in the order of the arguments."""
+        sections: list[nodes.Node] = []
+        for module, text in help_of(self.arguments).items():
+            section = nodes.section(ids=[module.replace(".", "-")])
+            section += [nodes.title(text=module), nodes.literal_block(text=text, language="text")]
+            sections.append(section)
+        return sections
+
+
 def setup(app: Any) -> None:
     """Before and after Napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", keep_as_written, priority=400)
     app.connect("autodoc-process-docstring", keep_as_written, priority=600)
     app.connect("autodoc-process-signature", shorten)
+    app.add_directive("command", Commands)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,22 +24,6 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 PATH = re.compile(r"(?<![\w/.-])(?:engine|native|mr|tests|examples|docs|benchmarks|\.setup)/[\w./-]+")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
-
-# Prints the help of each module as it prints it itself; one process, since most of the time goes into importing torch.
-SHOW_HELP = """
-import contextlib, io, json, runpy, sys
-shown = {}
-for module in sys.argv[1:]:
-    sys.argv = [module, "--help"]
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            assert not end.code, (module, end.code)
-    shown[module] = text.getvalue()
-print(json.dumps(shown))
-"""
 
 
 def without_code(text: str) -> str:
@@ -99,10 +81,7 @@ def helps() -> dict[str, str]:
     """What --help says, for each module that has options in the texts and for all of engine's commands."""
     modules = {module for module, options in named_commands().items() if options} - {"tests.fuzz"}
     modules |= {"mr", "engine.train", "engine.evaluate", "engine.predict", "engine.simulate", "engine.cost"}
-    command = [sys.executable, "-c", SHOW_HELP, *sorted(modules)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    shown: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    shown: dict[str, str] = runpy.run_path(str(ROOT / "docs" / "command_help.py"))["help_of"](sorted(modules))
     return shown
 
 
@@ -190,6 +169,12 @@ def test_every_make_target_exists():
                 target = re.sub(r"^mpi-\d+$", "mpi", word)
                 assert target in targets, f"{page.name}: {line}: there is no make {word}"
     assert count > 10
+
+
+def test_every_page_stands_in_the_index():
+    pages = set(re.findall(r"^(?:.*<)?([\w/-]+)>?$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE))
+    for page in PAGES[1:]:
+        assert page.stem in pages | {"index"}, f"name {page.stem} in docs/index.md, where readers look for it"
 
 
 def test_the_reference_names_everything_that_is_public():
