@@ -62,7 +62,8 @@ def test_the_laptop_tutorial_from_reviews_to_a_resumed_run(tmp_path):
     assert "test split" in output
     assert "\tNot bad at all.\n" in output
     assert "step 0: shares [96, 32] (start)" in output  # --shares 3,1
-    assert "ended with status 137" in output
+    # 137 from mpirun, or 1 where the other rank was first to notice.
+    assert re.search(r"^ended with status (137|1)$", output, re.MULTILINE)
     assert re.search(r"KILLED: going on from step \d+, 0 of 1 epochs done", output)
     assert sorted(path.name for path in tmp_path.iterdir() if (path / "metrics.jsonl").exists()) == [
         "BY-HAND", "EVEN", "KILLED", "RUN", "UNEVEN",
