@@ -42,7 +42,7 @@ test: unit mpi faults-short cluster
 
 # A test that hangs is a failure too, hence the time limits: far above what the slowest machine should need.
 unit: setup
-	timeout 1200 $(PY) -m pytest tests/unit
+	timeout 2400 $(PY) -m pytest tests/unit
 
 mpi: $(RANKS:%=mpi-%)
 
