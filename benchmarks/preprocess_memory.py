@@ -1,6 +1,6 @@
 """How much memory and temporary disk `python -m mr` takes for many short reviews, with each runner of this machine.
 
-    python -m benchmarks.preprocess_memory                    # 10 million reviews: 45 minutes, 12 GB of disk
+    python -m benchmarks.preprocess_memory                    # 10 million reviews: a quarter of an hour, 10 GB of disk
     python -m benchmarks.preprocess_memory --lines 100000     # a look
 
 The command and all its processes are looked at ten times a second: memory is the sum of their proportional set sizes,
@@ -77,6 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     progress.say("preparing the reviews")
     source = generated(folder, options.lines, SEED, MEDIAN_LENGTH)
     size, run = source.stat().st_size, folder / "memory-run"
+    print(f"{options.lines:,} reviews, {size / 1e6:,.0f} MB", flush=True)
     cores = set(sorted(os.sched_getaffinity(0))[: options.cores])
     found: dict[str, dict[str, Any]] = {}
     try:
@@ -90,25 +91,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             peak = watched(command, run, run / "result", cores=cores, log=folder / f"memory-{runner}")
             seconds = time.perf_counter() - began
             found[runner] = {**peak.__dict__, "seconds": round(seconds, 1)}
+            print(_line(runner, found[runner]), flush=True)
     finally:
         progress.done()
         shutil.rmtree(run, ignore_errors=True)
-    heads = ("runner", "peak MB of memory", "processes", "peak MB of temporary files", "seconds")
-    rows = [
-        (
-            runner,
-            f"{item['memory_bytes'] / 1e6:,.0f}",
-            str(item["processes"]),
-            f"{item['disk_bytes'] / 1e6:,.0f}",
-            f"{item['seconds']:,.0f}",
-        )
-        for runner, item in found.items()
-    ]
-    print(f"{options.lines:,} reviews, {size / 1e6:,.0f} MB", report.table(heads, rows), sep="\n\n", end="\n\n")
     judged = [
         Target(f"{runner}, bytes of memory", item["memory_bytes"], at_most=MOST_BYTES) for runner, item in found.items()
     ]
-    print("targets:", *(target.as_line() for target in judged), sep="\n")
+    print("\ntargets:", *(target.as_line() for target in judged), sep="\n")
     settings = {
         "lines": options.lines,
         "bytes": size,
@@ -117,6 +107,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "cores": len(cores),
     }
     return {"runners": found} | report.verdicts(judged) | {"settings": settings, "machine": report.machine(("mrjob",))}
+
+
+def _line(runner: str, found: dict[str, Any]) -> str:
+    memory, disk = found["memory_bytes"] / 1e6, found["disk_bytes"] / 1e6
+    return (
+        f"-r {runner:<8}{memory:,.0f} MB of memory at its peak, in {found['processes']} processes at most, "
+        f"{disk:,.0f} MB of temporary files, {found['seconds']:,.0f} s"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
