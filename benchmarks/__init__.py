@@ -4,6 +4,7 @@ python -m benchmarks.reader        the reader against memcpy and against other l
 python -m benchmarks.input         how long a trainer waits for its input
 python -m benchmarks.shuffle       training with a windowed shuffle against a full one
 python -m benchmarks.preprocess    from raw reviews to a dataset, against the original's method and a loop without mrjob
+python -m benchmarks.preprocess_memory    what memory python -m mr takes for 10 million reviews
 python -m benchmarks.waiting       what idle ranks cost, and memory that is given back at every step
 python -m benchmarks.balance       how near training on uneven ranks comes to what the ranks can do, by method
 python -m benchmarks               all of them, one after the other (`make bench`)

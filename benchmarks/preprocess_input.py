@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mr.ingest import read_records
+from mr.reading import read_records
 from mr.review import Fields, Malformed, parse_review
 from mr.stopwords import ENGLISH
 
@@ -31,11 +31,12 @@ ENDS = (".", ".", ".", ",", ",", "!", "...", ".<br /><br />", " &#34;quoted&#34;
 _CONSONANTS, _VOWELS = "tnsrhldcmfpgwyb", "eaoiu"
 
 
-def generated(folder: Path, lines: int, seed: int = SEED) -> Path:
+def generated(folder: Path, lines: int, seed: int = SEED, median_length: int = MEDIAN_LENGTH) -> Path:
     """The file of so many generated lines; written where it is missing."""
-    path = folder / f"reviews-{lines}-{seed}.jsonl"
+    kind = "" if median_length == MEDIAN_LENGTH else f"-of-{median_length}"
+    path = folder / f"reviews-{lines}-{seed}{kind}.jsonl"
     if not path.exists():
-        _write_whole(path, generate(lines, seed))
+        _write_whole(path, generate(lines, seed, median_length))
     return path
 
 
@@ -71,8 +72,14 @@ def sound_slice(path: Path, lines: int) -> Path:
     return target
 
 
-def generate(lines: int, seed: int) -> Iterator[bytes]:
-    """Yield the lines, without line ends; equal arguments give equal lines (with the same release of NumPy)."""
+def generate(lines: int, seed: int, median_length: int = MEDIAN_LENGTH) -> Iterator[bytes]:
+    """Yield the lines, without line ends; equal arguments give equal lines (with the same release of NumPy).
+
+    Args:
+        lines: how many.
+        seed: other seed, other reviews.
+        median_length: of the texts, in words.
+    """
     rng = np.random.default_rng(seed)
     # The most frequent are real stop words, so that leaving them out saves what it saves with real text.
     frequent = sorted(ENGLISH, key=lambda word: (len(word), word))
@@ -83,7 +90,7 @@ def generate(lines: int, seed: int) -> Iterator[bytes]:
     texts: list[str] = []
     for start in range(0, lines, BLOCK_LINES):
         count = min(BLOCK_LINES, lines - start)
-        lengths = np.clip(rng.lognormal(np.log(MEDIAN_LENGTH), SPREAD, count), 1, 3000).astype(int)
+        lengths = np.clip(rng.lognormal(np.log(median_length), SPREAD, count), 1, 3000).astype(int)
         ids = np.searchsorted(edges, rng.random(int(lengths.sum()))).tolist()
         texts = _texts(rng, [words[number] for number in ids], lengths, texts)
         yield from _lines(rng, texts)

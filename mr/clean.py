@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from mrjob.protocol import BytesValueProtocol
 
-from mr.ingest import decode_record
 from mr.job import Pairs, ReviewJob
 from mr.records import QUARANTINE, REVIEW, quarantine_key
 from mr.review import Malformed, parse_review, start_of
+from mr.shards import decode_record
 from native.text import normalize, normalized_digest, to_ascii
 
 

@@ -16,15 +16,16 @@ from mr.counted import Counted, read_counts
 from mr.encode import EncodeJob
 from mr.errors import UsageError
 from mr.ingest import ingest
-from mr.job import RUNNERS_HERE, ReviewJob, check_runner, clear_cluster, output_stands, run_job
+from mr.job import JobRun, ReviewJob, check_runner, clear_cluster, output_stands, run_job
 from mr.meter import watched
 from mr.options import Options
 from mr.pack import pack
+from mr.pieces import Piece, look, whole_files
 from mr.progress import Progress
 from mr.quarantine import check_malformed, example, malformed_of, read_malformed, write_quarantine
 from mr.records import parts
 from mr.settings import Settings
-from mr.stages import Digested, Stages, content_digests, only_writer, open_stages, work_folder
+from mr.stages import Stages, only_writer, open_stages, work_folder
 from mr.statistics import statistics
 from mr.stores import RemoteFile
 from native.format import COUNT_FIELDS, MANIFEST, QUARANTINE_FILE, UNFINISHED, read_manifest
@@ -50,11 +51,11 @@ def preprocess(options: Options, progress: Progress) -> dict[str, Any]:
     """
 
     def clear(work: Path) -> None:
-        clear_cluster(work, runner=options.runner, conf=options.conf)
+        clear_cluster(work, options.runner)
 
     work = options.work or work_folder(options.out)
     with open_stages(work, options.work is not None, clear) as stages:
-        check_runner(work, runner=options.runner, conf=options.conf, spark_master=options.spark_master)
+        check_runner(work, options.runner)
         return _Run(options, stages, progress).manifest()
 
 
@@ -74,13 +75,13 @@ class _Run:
         """Of the finished dataset."""
         options, settings = self.options, self.settings
         local = _all_here(options)
-        sources = self._digests() if local else None
+        sources, pieces = self._look() if local else (None, whole_files(options.inputs))
         ingested = None if sources is None else self._known_lines(sources)
         if sources is not None and (known := self._finished(sources)) is not None:
             return known
         if ingested is None:
             # Files elsewhere are read once: their digests are known afterwards.
-            ingested, sources = self._ingest(sources)
+            ingested, sources = self._ingest(sources, pieces)
             if not local and (known := self._finished(sources)) is not None:
                 return known
         assert sources is not None
@@ -91,10 +92,11 @@ class _Run:
         encode_key = self._encode(clean_key, settings, vocabulary)
         return self._write(encode_key, self._made_from(sources), settings, counted, vocabulary)
 
-    def _digests(self) -> list[list[str]]:
-        size = sum(path.stat().st_size for path in self.options.inputs)
+    def _look(self) -> tuple[list[list[str]], list[Piece]]:
+        files = [path for path in self.options.inputs if isinstance(path, Path)]
+        size = sum(path.stat().st_size for path in files)
         with self.progress.stage("looking at the input", "bytes") as stage:
-            return content_digests(self.options.inputs, lambda done: stage.tell(done / max(size, 1), done, done))
+            return look(files, lambda done: stage.tell(done / max(size, 1), done, done))
 
     def _made_from(self, sources: list[list[str]]) -> str:
         return self.stages.key("dataset", sources, self.settings.to_json(), self.options.vocabulary)
@@ -126,29 +128,27 @@ class _Run:
     def _ingest_key(self, sources: list[list[str]]) -> str:
         return self.stages.key("ingest", sources, asdict(self.settings.fields))
 
-    def _ingest(self, sources: list[list[str]] | None) -> tuple[list[int], list[list[str]]]:
+    def _ingest(self, sources: list[list[str]] | None, pieces: list[Piece]) -> tuple[list[int], list[list[str]]]:
         options = self.options
         self.stages.begin("ingest")
         folder = self.work / "ingest"
         folder.mkdir()
-        size = sum(path.stat().st_size for path in options.inputs)
-        inputs: list[Any] = [Digested(path) for path in options.inputs]
+        size = sum(piece.size for piece in pieces)
+        # What is elsewhere is read by this process: connections do not outlive a fork.
+        several = options.runner.name != "inline" and _all_here(options)
         with self.progress.stage("reading the input") as stage:
             found = ingest(
-                inputs,
+                pieces,
                 folder,
                 options.settings.fields,
-                lambda done, lines, written: stage.tell(done / max(size, 1), lines, written),
+                processes=options.runner.cores if several else 1,
+                progress=lambda done, lines, written: stage.tell(done / max(size, 1), lines, written),
             )
         if not found.shards:
-            raise UsageError(
-                f"{options.inputs[0]}{' and all others' if len(inputs) > 1 else ''}: empty; give files with reviews"
-            )
-        read = [[path.name, path.digest()] for path in inputs]
-        for path, known, now in zip(options.inputs, sources or read, read, strict=True):
-            if known != now:
-                raise UsageError(f"{path}: changed while it was read; run it again when it is complete")
-        sources = read
+            others = " and all others" if len(options.inputs) > 1 else ""
+            raise UsageError(f"{options.inputs[0]}{others}: empty; give files with reviews")
+        if sources is None:
+            sources = [[path.name, digest] for path, digest in zip(options.inputs, found.digests, strict=True)]
         self.stages.end("ingest", self._ingest_key(sources), found.lines)
         return found.lines, sources
 
@@ -158,7 +158,7 @@ class _Run:
 
     def _place(self) -> str:
         """Where a job's output is that stays on a cluster."""
-        return "here" if self.options.runner in RUNNERS_HERE else self.options.runner
+        return "here" if self.options.runner.is_here else self.options.runner.name
 
     def _clean(self, sources: list[list[str]], lines: list[int]) -> str:
         key = self._clean_key(sources)
@@ -205,7 +205,7 @@ class _Run:
     def _stands(self, stage: str, key: str) -> bool:
         """Whether a job's output is there, whole."""
         return self.stages.result(stage, key) == self._files(stage) != [] and output_stands(
-            self.work / stage, runner=self.options.runner, conf=self.options.conf
+            self.work / stage, self.options.runner
         )
 
     def _end(self, stage: str, key: str) -> None:
@@ -230,7 +230,7 @@ class _Run:
                 layout,
                 work=self.work / "sorted",
                 key=encode_key,
-                processes=1 if options.runner == "inline" else options.cores,
+                processes=1 if options.runner.name == "inline" else options.runner.cores,
                 progress=lambda done: stage.tell(done / kept, done),
             )
             write_quarantine(out / QUARANTINE_FILE, self.work / "count", options.inputs)
@@ -272,16 +272,15 @@ class _Jobs:
         unit = "lines" if job is CleanJob else "records"
         with self.progress.stage(TITLES[name], unit) as stage, watched(stage, size):
             run_job(
-                job,
-                inputs,
-                self.work / name,
-                runner=self.options.runner,
-                cores=self.options.cores,
-                scratch=scratch,
-                files=files,
-                conf=self.options.conf,
-                spark_master=self.options.spark_master,
-                note=stage.note,
+                JobRun(
+                    job_class=job,
+                    runner=self.options.runner,
+                    inputs=inputs,
+                    output=self.work / name,
+                    scratch=scratch,
+                    files=files,
+                    note=stage.note,
+                )
             )
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -19,6 +19,10 @@ from mr.sorting import BUFFER
 
 REDUCERS_A_CORE = 2
 """so that one that ends early leaves no core idle for long"""
+LEAST_MAPPER_BYTES = 256 << 10
+"""of input; a task costs as much as some of them, whatever it has to do"""
+LEAST_PART_BYTES = 16 << 10
+"""of a mapper's output for one reducer, about: there are mappers times reducers such files"""
 
 
 class ForkingRunner(LocalMRJobRunner):
@@ -33,7 +37,7 @@ class ForkingRunner(LocalMRJobRunner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._inputs: dict[tuple[str, int, int], Slices | Sorted] = {}
-        self._mappers = 0
+        self._mappers = self._reducers = 0
 
     @classmethod
     def _default_opts(cls) -> Any:
@@ -43,12 +47,17 @@ class ForkingRunner(LocalMRJobRunner):
         parts: list[Path] = []
         if task_type == "mapper":
             path = self._task_output_path("mapper", step_num, task_num)
-            parts = [part_of(path, part) for part in range(self._num_reducers(step_num) * REDUCERS_A_CORE)]
+            parts = [part_of(path, part) for part in range(self._reducers)]
         source = self._inputs[task_type, step_num, task_num]
         return partial(_run_task, self.job_class, self._args_for_task(step_num, task_type), source, parts)
 
     def _split_mapper_input(self, input_paths: Iterable[str], step_num: int) -> list[dict[str, Any]]:
-        pieces = cut([Path(path) for path in input_paths], self._num_mappers(step_num) * self.job_class.MAPPERS_A_CORE)
+        paths = [Path(path) for path in input_paths]
+        size = sum(path.stat().st_size for path in paths)
+        pieces = cut(
+            paths, _bounded(self._num_mappers(step_num) * self.job_class.MAPPERS_A_CORE, size, LEAST_MAPPER_BYTES)
+        )
+        self._reducers = _bounded(self._num_reducers(step_num) * REDUCERS_A_CORE, size // len(pieces), LEAST_PART_BYTES)
         for task, piece in enumerate(pieces):
             self._inputs["mapper", step_num, task] = Slices(piece)
             self._make_input("mapper", step_num, task)
@@ -60,12 +69,11 @@ class ForkingRunner(LocalMRJobRunner):
         self._mappers = num_map_tasks
 
     def _split_reducer_input(self, step_num: int) -> int:
-        count: int = self._num_reducers(step_num) * REDUCERS_A_CORE
         mapped = [self._task_output_path("mapper", step_num, task) for task in range(self._mappers)]
-        for part in range(count):
+        for part in range(self._reducers):
             self._inputs["reducer", step_num, part] = Sorted([part_of(path, part) for path in mapped], self._sort_bin())
             self._make_input("reducer", step_num, part)
-        return count
+        return self._reducers
 
     def _make_input(self, task_type: str, step_num: int, task: int) -> None:
         path = Path(self._task_input_path(task_type, step_num, task))
@@ -73,11 +81,7 @@ class ForkingRunner(LocalMRJobRunner):
         path.touch()  # mrjob opens it
 
     def _run_multiple(self, funcs: Iterable[Callable[[], Any]], num_processes: int | None = None) -> None:
-        """Run tasks in processes; the first error ends the others.
-
-        The original ends its multiprocessing.Pool in the middle of its work. That may wait for ever, when a process was
-        ended that held the lock under which the pool's own thread hands out tasks.
-        """
+        """Run tasks in processes; the first error ends the others."""
         for _ in run_tasks([partial(_pickle_safe, func) for func in funcs], self._opts["num_cores"]):
             pass
 
@@ -100,6 +104,11 @@ class InlineRunner(ForkingRunner):
                 os.chdir(folder)
                 os.environ.clear()
                 os.environ.update(environment)
+
+
+def _bounded(tasks: int, size: int, least: int) -> int:
+    """So many tasks, or as many as have that many bytes each; one at least."""
+    return max(1, min(tasks, size // least))
 
 
 def _run_task(

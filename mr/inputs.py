@@ -6,22 +6,22 @@ import glob
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mr.errors import UsageError
-from mr.ingest import EXTENSIONS
-from mr.job import RUNNERS_HERE
+from mr.job import Runner
+from mr.reading import EXTENSIONS
 from mr.stores import Input, RemoteFile, store_of
 
 
-def find_inputs(arguments: Sequence[str], *, runner: str, conf: Path | None) -> tuple[Input, ...]:
+def find_inputs(arguments: Sequence[str], runner: Runner) -> tuple[Input, ...]:
     """The files of all arguments, sorted by base name, then path or URI: this order numbers them.
 
     Args:
         arguments: paths, URIs, and patterns of them.
         runner: whose section of mrjob.conf says how URIs are reached; Spark's for inline and local.
-        conf: an mrjob.conf; None: mrjob's usual places.
 
     Raises:
         UsageError: there is no such file, or it cannot be used.
@@ -30,7 +30,7 @@ def find_inputs(arguments: Sequence[str], *, runner: str, conf: Path | None) -> 
     filesystem = None
     for argument in arguments:
         if "://" in argument and not Path(argument).exists():
-            filesystem = filesystem or _filesystem("spark" if runner in RUNNERS_HERE else runner, conf)
+            filesystem = filesystem or _filesystem(replace(runner, name="spark") if runner.is_here else runner)
             files += _remote(argument, filesystem)
         else:
             files += _local(argument)
@@ -55,11 +55,11 @@ def _local(argument: str) -> list[Path]:
     return matches
 
 
-def _filesystem(runner: str, conf: Path | None) -> Any:
+def _filesystem(runner: Runner) -> Any:
     from mr.remote import open_filesystem
 
     with tempfile.TemporaryDirectory(prefix="mr-inputs-") as scratch:
-        return open_filesystem(runner, conf=conf, scratch=Path(scratch))
+        return open_filesystem(runner, Path(scratch))
 
 
 def _remote(uri: str, filesystem: Any) -> list[RemoteFile]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,25 @@ from mr.settings import Settings
 Pairs = Iterator[tuple[bytes, bytes]]
 RUNNERS_HERE = ("inline", "local")
 RUNNERS = (*RUNNERS_HERE, "spark", "hadoop", "emr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """What runs the jobs of a call."""
+
+    name: str
+    """one of RUNNERS"""
+    cores: int = 1
+    """processes at a time, where the jobs run on this machine"""
+    conf: Path | None = None
+    """an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others"""
+    spark_master: str | None = None
+    """None: as in mrjob.conf, or else local Spark"""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether tasks are processes of this machine that the driver forks, or the driver itself."""
+        return self.name in RUNNERS_HERE
 
 
 class RecordProtocol:
@@ -102,122 +122,97 @@ class ReviewJob(MRJob):
         return import_module("mr.runners").CLASSES[self.options.runner]
 
 
-def run_job(
-    job_class: type[ReviewJob],
-    inputs: Sequence[Path],
-    output: Path,
-    *,
-    runner: str,
-    cores: int,
-    scratch: Path,
-    files: dict[str, Path],
-    conf: Path | None = None,
-    spark_master: str | None = None,
-    note: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Run a job to its end.
+@dataclass(frozen=True, kw_only=True)
+class JobRun:
+    """A job, what runs it, and what it works on."""
 
-    Args:
-        job_class: one of the jobs.
-        inputs: files; what the output folder of a job before it holds.
-        output: a new folder for the parts of the output. On a cluster, of a job whose output STAYS_REMOTE, it holds one
-            file that tells where they are.
-        runner: one of RUNNERS.
-        cores: processes at a time, where the job runs on this machine.
-        scratch: an empty folder for mrjob's own files.
-        files: option name and path of the files that the tasks need.
-        conf: an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others.
-        spark_master: None: as in mrjob.conf, or else local Spark.
-        note: called with a line on what was moved to and from a cluster.
+    job_class: type[ReviewJob]
+    runner: Runner
+    inputs: Sequence[Path]
+    """files; what the output folder of a job before it holds"""
+    output: Path
+    """a new folder for the parts of the output. On a cluster, of a job whose output STAYS_REMOTE, it holds one file
+    that tells where they are"""
+    scratch: Path
+    """an empty folder for mrjob's own files"""
+    files: Mapping[str, Path]
+    """option name and path of the files that the tasks need"""
+    note: Callable[[str], None] = lambda text: None
+    """called with a line on what was moved to and from a cluster"""
+
+    @property
+    def file_arguments(self) -> list[str]:
+        """The job's options that name its files."""
+        return [word for name, path in self.files.items() for word in (f"--{name}", str(path))]
+
+
+def run_job(run: JobRun) -> None:
+    """Run a job to its end.
 
     Raises:
         RunError: a task failed; the message ends with the task's last words.
         UsageError: the runner is not installed here, or mrjob.conf is not usable.
     """
-    if runner in RUNNERS_HERE:
-        _run_here(job_class, inputs, output, runner, cores, scratch, files, conf)
-        return
-    import_module("mr.remote").run_remote(
-        job_class,
-        inputs,
-        output,
-        runner=runner,
-        cores=cores,
-        scratch=scratch,
-        files=files,
-        conf=conf,
-        spark_master=spark_master,
-        note=note,
-    )
+    if run.runner.is_here:
+        _run_here(run)
+    else:
+        import_module("mr.remote").run_remote(run)
 
 
-def check_runner(work: Path, *, runner: str, conf: Path | None = None, spark_master: str | None = None) -> None:
+def check_runner(work: Path, runner: Runner) -> None:
     """Check, before any work, that the runner can run here.
 
     Args:
         work: the folder in which jobs will have their scratch folders.
-        runner: see run_job.
-        conf: see run_job.
-        spark_master: see run_job.
+        runner: to be checked.
 
     Raises:
         UsageError: something is not installed, mrjob.conf is not usable, or the folder's path is not.
     """
-    if runner not in RUNNERS_HERE:
-        import_module("mr.remote").check(work, runner=runner, conf=conf, spark_master=spark_master)
+    if not runner.is_here:
+        import_module("mr.remote").check(work, runner)
 
 
-def output_stands(output: Path, *, runner: str, conf: Path | None = None) -> bool:
+def output_stands(output: Path, runner: Runner) -> bool:
     """Whether the output of a job is still there, on the cluster where it stayed there.
 
     Args:
         output: folder of a job that ended.
-        runner: see run_job.
-        conf: see run_job.
+        runner: that ran it.
     """
     if not any(output.glob("part-*")):
         return False
-    return runner in RUNNERS_HERE or bool(import_module("mr.remote").stands(output, runner=runner, conf=conf))
+    return runner.is_here or bool(import_module("mr.remote").stands(output, runner))
 
 
-def clear_cluster(work: Path, *, runner: str, conf: Path | None = None) -> None:
+def clear_cluster(work: Path, runner: Runner) -> None:
     """Remove what jobs left on a cluster for each other; what cannot be removed is told on standard error.
 
     Args:
         work: the folder with the jobs' output folders.
-        runner: see run_job.
-        conf: see run_job.
+        runner: that ran them.
     """
-    if runner not in RUNNERS_HERE:
-        import_module("mr.remote").discard(work, runner=runner, conf=conf)
+    if not runner.is_here:
+        import_module("mr.remote").discard(work, runner)
 
 
-def _run_here(
-    job_class: type[ReviewJob],
-    inputs: Sequence[Path],
-    output: Path,
-    runner: str,
-    cores: int,
-    scratch: Path,
-    files: dict[str, Path],
-    conf: Path | None,
-) -> None:
+def _run_here(run: JobRun) -> None:
     silence_mrjob()
-    args = ["-r", runner, "--no-cat-output", "--output-dir", str(output), "--local-tmp-dir", str(scratch)]
-    args += ["--no-conf"] if conf is None else ["--conf-path", str(conf)]
-    if runner == "local":
-        args += ["--no-bootstrap-mrjob", "--num-cores", str(cores)]
-    for name, path in files.items():
-        args += [f"--{name}", str(path)]
-    job = job_class([*args, *(glob.escape(str(path)) for path in inputs)])
+    runner = run.runner
+    args = ["-r", runner.name, "--no-cat-output", "--output-dir", str(run.output), "--local-tmp-dir", str(run.scratch)]
+    args += ["--no-conf"] if runner.conf is None else ["--conf-path", str(runner.conf)]
+    if runner.name == "local":
+        args += ["--no-bootstrap-mrjob", "--num-cores", str(runner.cores)]
+    args += run.file_arguments
+    job = run.job_class([*args, *(glob.escape(str(path)) for path in run.inputs)])
     try:
-        with job.make_runner() as run:
-            run.job_class = job_class
+        with job.make_runner() as mrjob_runner:
+            mrjob_runner.job_class = run.job_class
             try:
-                run.run()
+                mrjob_runner.run()
             except Exception as error:
-                name = job_class.__name__
-                raise RunError(f"{name} failed: {_last_words(scratch) or error}; nothing was written") from error
+                name = run.job_class.__name__
+                raise RunError(f"{name} failed: {_last_words(run.scratch) or error}; nothing was written") from error
     finally:
         logging.getLogger("mrjob").handlers.clear()
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 from mr.configuration import read_configuration
 from mr.errors import UsageError
 from mr.inputs import find_inputs
-from mr.job import RUNNERS
+from mr.job import RUNNERS, Runner
 from mr.review import Fields
 from mr.settings import Settings
 from mr.stopwords import ENGLISH
@@ -53,8 +53,7 @@ class Options:
     inputs: tuple[Input, ...]
     """sorted by base name, then path: this order numbers the files"""
     out: Path
-    runner: str
-    cores: int
+    runner: Runner
     settings: Settings
     vocabulary: tuple[str, ...] | None
     """of another dataset; None: it is counted"""
@@ -62,10 +61,6 @@ class Options:
     """percent of all lines; more stop the run"""
     work: Path | None
     """folder for what stages leave, kept; None: one of the dataset's own, removed at the end"""
-    conf: Path | None
-    """an mrjob.conf; None: none for inline and local, and mrjob's usual places for the others"""
-    spark_master: str | None
-    """None: as in mrjob.conf, or else local Spark"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,11 +88,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
             f"--split {values.split}: without training reviews there is no vocabulary; give train a share, "
             "or name a dataset with --vocabulary-from"
         )
+    runner = Runner(name=values.runner, cores=values.cores, conf=values.conf_path, spark_master=values.spark_master)
     return Options(
-        inputs=find_inputs(values.input, runner=values.runner, conf=values.conf_path),
+        inputs=find_inputs(values.input, runner),
         out=_new_folder(values.out),
-        runner=values.runner,
-        cores=values.cores,
+        runner=runner,
         settings=Settings(
             text=text,
             split=split,
@@ -107,8 +102,6 @@ def parse_options(arguments: Sequence[str]) -> Options:
         vocabulary=vocabulary,
         max_malformed=values.max_malformed,
         work=_work(values.work, values.out),
-        conf=values.conf_path,
-        spark_master=values.spark_master,
     )
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mr.errors import RunError
-from mr.pool import run_tasks
+from mr.pool import ProcessKilled, run_here_or_there
 from mr.progress import ticking
 from mr.records import decode_ids
 from mr.sorted_records import IDS, STAR, Counts, SortedRecords, arranged
@@ -72,7 +71,9 @@ def pack(
     journal = _Journal(folder, key)
     planned = [part for split in SPLITS for part in layout.parts(split)]
     try:
-        stands = _run([partial(_stands, folder, part.path, journal.done.get(part.path)) for part in planned], processes)
+        stands = run_here_or_there(
+            [partial(_stands, folder, part.path, journal.done.get(part.path)) for part in planned], processes
+        )
         journal.keep({path for path, whole in stands if whole}, folder)
         todo = [part for part in planned if part.path not in journal.done]
         if todo:
@@ -81,9 +82,9 @@ def pack(
             _rows_done = done = RawArray("q", len(todo))
             tasks = [partial(_write_part, folder, layout, part, source, at) for at, part in enumerate(todo)]
             with ticking(lambda: progress(before + sum(done))):
-                for path, closed in _run(tasks, processes):
+                for path, closed in run_here_or_there(tasks, processes):
                     journal.add(path, closed)
-    except BrokenProcessPool:
+    except ProcessKilled:
         raise RunError(
             "a process that wrote the dataset was killed, perhaps for want of memory; the parts that stand are kept: "
             "run the same command again, with fewer --cores"
@@ -91,12 +92,6 @@ def pack(
     finally:
         _rows_done = None
     return {split: [journal.done[part.path] for part in layout.parts(split)] for split in SPLITS}
-
-
-def _run(tasks: Sequence[Callable[[], Any]], processes: int) -> Iterator[Any]:
-    if processes > 1 and len(tasks) > 1:
-        return run_tasks(tasks, min(processes, len(tasks)))
-    return (task() for task in tasks)
 
 
 def _stands(folder: Path, path: str, closed: dict[str, Any] | None) -> tuple[str, bool]:
@@ -111,7 +106,7 @@ def _source(files: Sequence[Path], layout: Layout, work: Path, processes: int) -
     tasks = [partial(arranged, path, work) for path in files if path.stat().st_size]
     paths: list[Path] = []
     counts: Counts = {}
-    for path, found in _run(tasks, processes):
+    for path, found in run_here_or_there(tasks, processes):
         paths.append(path)
         for place, slices in found.items():
             counts[place] = counts.get(place, 0) + slices

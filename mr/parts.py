@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
-import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
 
+from mr.children import start
+
 WRITE_BYTES = 1 << 18
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def part_of(output: str, part: int) -> Path:
@@ -78,9 +76,7 @@ class Sorted:
         command = [*self._sort, "--parallel=1", *map(str, self._paths)]
         folder = str(self._paths[0].parent)
         environment = {**os.environ, "LC_ALL": "C", "TMPDIR": folder}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment, preexec_fn=_end_with_parent
-        ) as process:
+        with start(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment) as process:
             assert isinstance(process.stdout, io.FileIO), "it is not buffered"
             reader = SortedReader(process.stdout, WRITE_BYTES)
             reader.size = sum(path.stat().st_size for path in self._paths)
@@ -93,8 +89,3 @@ class Sorted:
             raise OSError(f"{self._sort[0]} ended with status {process.returncode}")
         for path in self._paths:
             path.unlink()
-
-
-def _end_with_parent() -> None:
-    # A task that is ended must not leave a sort behind that goes on filling the disk.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -31,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, stages: int, stream: TextIO | None = None) -> None:
-        self._stages, self._stage, self._status = stages, 0, 0
+        self._stages, self._stage = stages, 0
         self._stream = stream or sys.stderr
 
     def note(self, text: str) -> None:
@@ -45,12 +45,6 @@ class Progress:
         self._stage += 1
         self.note(f"[{self._stage}/{self._stages}] {title}: done before, input and settings are the same")
 
-    def stop(self, status: int) -> None:
-        """End the process with a status at the next stage at the latest: an exception out of a signal's handler is
-        swallowed where Python happens to be between two forks."""
-        self._status = status
-        raise SystemExit(status)
-
     @contextmanager
     def stage(self, title: str, unit: str = "lines") -> Iterator[Stage]:
         """One stage, from its beginning to its end.
@@ -59,8 +53,6 @@ class Progress:
             title: what is done.
             unit: of what is counted.
         """
-        if self._status:
-            raise SystemExit(self._status)
         self._stage += 1
         stage = Stage(f"[{self._stage}/{self._stages}] {title}", unit, self._stream)
         try:

@@ -16,22 +16,20 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from mr.causes import cause_of_failure
 from mr.errors import RunError, UsageError
+from mr.job import JobRun, ReviewJob, Runner
 from mr.runners import is_local, runner_arguments
 from mr.sorting import sort_lines
 from mr.stores import Store, join, store_of
-
-if TYPE_CHECKING:
-    from mr.job import ReviewJob
 
 PLACE = "part-elsewhere"
 """a job's output folder holds this file alone where its parts stayed on the cluster"""
@@ -42,145 +40,122 @@ _END_SECONDS = 30
 _NO_PLAIN_PATH = re.compile(r"[^\w./+=@~-]", re.ASCII)
 
 
-def run_remote(
-    job_class: type[ReviewJob],
-    inputs: Sequence[Path],
-    output: Path,
-    *,
-    runner: str,
-    cores: int,
-    scratch: Path,
-    files: dict[str, Path],
-    conf: Path | None,
-    spark_master: str | None,
-    note: Callable[[str], None],
-) -> None:
-    """Run a job to its end; see mr.job.run_job.
-
-    Args:
-        note: called with a line on what was moved.
-    """
-    arguments = runner_arguments(runner, cores=cores, conf=conf, spark_master=spark_master, scratch=scratch)
-    for name, path in files.items():
-        arguments += [f"--{name}", str(path)]
-    log = scratch / "engine.log"
-    with _logged(log), _runner(job_class, arguments) as run:
+def run_remote(run: JobRun) -> None:
+    """Run a job to its end; see mr.job.run_job."""
+    arguments = runner_arguments(run.runner, run.scratch) + run.file_arguments
+    log = run.scratch / "engine.log"
+    with _logged(log), _cluster(run.job_class, arguments) as cluster:
         try:
-            store = store_of(run.fs, run.folder)
-            with _removed_on_failure(store, run.folder), _children_end():
-                run.take_input(_put_input(run, store, inputs, scratch, note))
-                run.run()
-                _take_output(job_class, run, store, output, cores, scratch, note)
+            store = store_of(cluster.fs, cluster.folder)
+            with _removed_on_failure(store, cluster.folder), _children_end():
+                cluster.take_input(_put_input(run, cluster, store))
+                cluster.run()
+                _take_output(run, cluster, store)
         except (UsageError, RunError):
             raise
         except Exception as error:
             logging.getLogger("mrjob").info("", exc_info=error)
-            raise RunError(_failure(job_class, run, error, log)) from error
+            raise RunError(_failure(run, cluster, error, log)) from error
 
 
-def check(work: Path, *, runner: str, conf: Path | None, spark_master: str | None) -> None:
+def check(work: Path, runner: Runner) -> None:
     """Check that jobs can run; see mr.job.check_runner."""
     if _NO_PLAIN_PATH.search(str(work)):
         raise UsageError(
             f"{work.parent}: Hadoop's libraries read characters of this path as patterns; choose another --out, "
             "or set TMPDIR, to a path of letters, digits and . _ - /"
         )
-    runner_arguments(runner, cores=1, conf=conf, spark_master=spark_master, scratch=work)
+    runner_arguments(runner, work)
 
 
-def stands(output: Path, *, runner: str, conf: Path | None) -> bool:
+def stands(output: Path, runner: Runner) -> bool:
     """Whether an output that stayed on the cluster is still there; see mr.job.output_stands."""
     if not (output / PLACE).exists():
         return True
     there = json.loads((output / PLACE).read_text())["output"]
     with tempfile.TemporaryDirectory(prefix="mr-stands-") as scratch:
-        store = store_of(open_filesystem(runner, conf=conf, scratch=Path(scratch)), there)
+        store = store_of(open_filesystem(runner, Path(scratch)), there)
         return bool(store.sizes(join(there, _SUCCESS)))
 
 
-def discard(work: Path, *, runner: str, conf: Path | None) -> None:
+def discard(work: Path, runner: Runner) -> None:
     """Remove what jobs left on the cluster, and the folders that told of it; see mr.job.clear_cluster."""
     for place in work.glob(f"*/{PLACE}"):
         folder = json.loads(place.read_text())["folder"]
         try:
             with tempfile.TemporaryDirectory(prefix="mr-discard-") as scratch:
-                filesystem = open_filesystem(runner, conf=conf, scratch=Path(scratch))
-                store_of(filesystem, folder).remove(folder)
+                store_of(open_filesystem(runner, Path(scratch)), folder).remove(folder)
         except (OSError, UsageError) as error:
             _tell_left(folder, error)
             continue
         shutil.rmtree(place.parent)
 
 
-def open_filesystem(runner: str, *, conf: Path | None, scratch: Path) -> Any:
+def open_filesystem(runner: Runner, scratch: Path) -> Any:
     """mrjob's filesystem of a runner, with the credentials, endpoints and binaries of its mrjob.conf.
+
+    Args:
+        runner: whose section of mrjob.conf it is.
+        scratch: a local folder.
 
     Raises:
         UsageError: mrjob.conf cannot be read.
     """
-    from mr.job import ReviewJob
-
-    arguments = ["-r", runner, "--local-tmp-dir", str(scratch), *(["--conf-path", str(conf)] if conf else [])]
-    with _logged(scratch / "filesystem.log"), _runner(ReviewJob, arguments) as run:
-        return run.fs
+    arguments = ["-r", runner.name, "--local-tmp-dir", str(scratch)]
+    arguments += ["--conf-path", str(runner.conf)] if runner.conf else []
+    with _logged(scratch / "filesystem.log"), _cluster(ReviewJob, arguments) as cluster:
+        return cluster.fs
 
 
 @contextmanager
-def _runner(job_class: type[ReviewJob], arguments: Sequence[str]) -> Iterator[Any]:
+def _cluster(job_class: type[ReviewJob], arguments: Sequence[str]) -> Iterator[Any]:
+    """mrjob's runner of a job."""
     try:
-        run = job_class([*arguments]).make_runner()
+        cluster = job_class([*arguments]).make_runner()
     except Exception as error:
         raise UsageError(f"mrjob does not take its options: {error}; correct mrjob.conf") from error
-    with run:
-        yield run
+    with cluster:
+        yield cluster
 
 
-def _put_input(run: Any, store: Store, inputs: Sequence[Path], scratch: Path, note: Callable[[str], None]) -> str:
+def _put_input(run: JobRun, cluster: Any, store: Store) -> str:
     """Where the job reads: one folder."""
-    if [path.name for path in inputs] == [PLACE]:
-        return str(json.loads(inputs[0].read_text())["output"])
-    if _runs_here(run):
-        folder = scratch / "input"
+    if [path.name for path in run.inputs] == [PLACE]:
+        return str(json.loads(run.inputs[0].read_text())["output"])
+    if _runs_here(cluster):
+        folder = run.scratch / "input"
         folder.mkdir()
-        for path in inputs:
+        for path in run.inputs:
             (folder / path.name).symlink_to(path.absolute())
         return str(folder)
-    there = join(run.folder, "input")
-    store.put(inputs, there)
-    size = sum(path.stat().st_size for path in inputs)
-    note(f"{size / 1e6:,.1f} MB put into {there}")
+    there = join(cluster.folder, "input")
+    store.put(run.inputs, there)
+    size = sum(path.stat().st_size for path in run.inputs)
+    run.note(f"{size / 1e6:,.1f} MB put into {there}")
     return there
 
 
-def _take_output(
-    job_class: type[ReviewJob],
-    run: Any,
-    store: Store,
-    output: Path,
-    cores: int,
-    scratch: Path,
-    note: Callable[[str], None],
-) -> None:
-    there = join(run.folder, "output")
+def _take_output(run: JobRun, cluster: Any, store: Store) -> None:
+    there = join(cluster.folder, "output")
     found = store.sizes(join(there, "*"))
     if join(there, _SUCCESS) not in found:
         raise RunError(f"{there}: no {_SUCCESS}: the output is not whole; nothing was written: see the cluster's log")
     parts = {path: size for path, size in found.items() if path.rpartition("/")[2].startswith("part-")}
-    arriving = Path(tempfile.mkdtemp(prefix="fetched-", dir=scratch))
-    if job_class.STAYS_REMOTE and not _runs_here(run):
-        store.remove(join(run.folder, "input"))
-        (arriving / PLACE).write_text(json.dumps({"folder": run.folder, "output": there}))
-        note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts stay in {there}")
+    arriving = Path(tempfile.mkdtemp(prefix="fetched-", dir=run.scratch))
+    if run.job_class.STAYS_REMOTE and not _runs_here(cluster):
+        store.remove(join(cluster.folder, "input"))
+        (arriving / PLACE).write_text(json.dumps({"folder": cluster.folder, "output": there}))
+        run.note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts stay in {there}")
     else:
         store.get(parts, arriving)
         _check(arriving, parts)
-        if run.alias == "spark" and job_class.SORTED:
-            _sort(list(arriving.iterdir()), cores, scratch)
-        store.remove(run.folder)
-        if not _runs_here(run):
-            note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts fetched from {there}")
+        if run.runner.name == "spark" and run.job_class.SORTED:
+            _sort(list(arriving.iterdir()), run.runner.cores, run.scratch)
+        store.remove(cluster.folder)
+        if not _runs_here(cluster):
+            run.note(f"{sum(parts.values()) / 1e6:,.1f} MB in {len(parts)} parts fetched from {there}")
     arriving.chmod(0o755)
-    arriving.rename(output)
+    arriving.rename(run.output)
 
 
 def _check(folder: Path, parts: dict[str, int]) -> None:
@@ -200,17 +175,17 @@ def _sort(parts: Sequence[Path], cores: int, scratch: Path) -> None:
         list(pool.map(lambda part: sort_lines([part], part, scratch), parts))
 
 
-def _runs_here(run: Any) -> bool:
-    return run.alias == "spark" and is_local(run._spark_master())
+def _runs_here(cluster: Any) -> bool:
+    return cluster.alias == "spark" and is_local(cluster._spark_master())
 
 
-def _failure(job_class: type[ReviewJob], run: Any, error: Exception, log: Path) -> str:
+def _failure(run: JobRun, cluster: Any, error: Exception, log: Path) -> str:
     lines = log.read_text("utf-8", "replace").splitlines()
-    handle, kept = tempfile.mkstemp(prefix=f"mr-{run.alias}-", suffix=".log")
+    handle, kept = tempfile.mkstemp(prefix=f"mr-{run.runner.name}-", suffix=".log")
     os.close(handle)
     shutil.copyfile(log, kept)
-    cause = cause_of_failure(lines, run._task_python_bin()) or str(error)
-    return f"{job_class.__name__} failed on {run.alias}: {cause}; nothing was written (its log: {kept})"
+    cause = cause_of_failure(lines, cluster._task_python_bin()) or str(error)
+    return f"{run.job_class.__name__} failed on {run.runner.name}: {cause}; nothing was written (its log: {kept})"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from mrjob.spark.runner import SparkMRJobRunner
 
 from mr.configuration import read_configuration
 from mr.errors import UsageError
+from mr.job import Runner
 
 HADOOP_CONF = {
     # Output counts when its task was committed, once, and _SUCCESS comes last of all; version 2 of the algorithm lets
@@ -73,32 +74,27 @@ class EmrRunner(_Placed, EMRJobRunner):
 CLASSES: dict[str, Any] = {"spark": SparkRunner, "hadoop": HadoopRunner, "emr": EmrRunner}
 
 
-def runner_arguments(
-    runner: str, *, cores: int, conf: Path | None, spark_master: str | None, scratch: Path
-) -> list[str]:
+def runner_arguments(runner: Runner, scratch: Path) -> list[str]:
     """mrjob's options for a job on a cluster, or on local Spark.
 
     Args:
-        runner: spark, hadoop or emr.
-        cores: of local Spark.
-        conf: an mrjob.conf; None: mrjob's usual places.
-        spark_master: None: as in mrjob.conf, or else local Spark.
+        runner: Spark, Hadoop or EMR.
         scratch: a local folder.
 
     Raises:
         UsageError: mrjob.conf cannot be read, or something is not installed here.
     """
-    found = read_configuration(runner, conf)
-    _check_installed(runner, found)
-    arguments = ["-r", runner, "--local-tmp-dir", str(scratch)]
+    found = read_configuration(runner.name, runner.conf)
+    _check_installed(runner.name, found)
+    arguments = ["-r", runner.name, "--local-tmp-dir", str(scratch)]
     arguments += ["--no-cat-output", "--no-check-input-paths", "--no-bootstrap-mrjob"]
     # The output is fetched after the runner has cleaned up; its folder is removed by the driver.
     arguments += ["--cleanup", "LOCAL_TMP", "--cleanup-on-failure", "LOCAL_TMP,JOB"]
-    if conf is not None:
-        arguments += ["--conf-path", str(conf)]
+    if runner.conf is not None:
+        arguments += ["--conf-path", str(runner.conf)]
     job_conf = HADOOP_CONF
-    if runner == "spark":
-        master = spark_master or found.get("spark_master") or f"local[{cores}]"
+    if runner.name == "spark":
+        master = runner.spark_master or found.get("spark_master") or f"local[{runner.cores}]"
         arguments += ["--spark-master", master]
         job_conf = SPARK_CONF
         if is_local(master):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mr.children import start
 from mr.errors import RunError
 
 BUFFER = "128M"
@@ -31,13 +32,19 @@ def sort_lines(inputs: Sequence[str | Path], output: str | Path, scratch: str | 
         Path(output).touch()
         return
     command = ["sort", "-S", BUFFER, "--parallel=1", "-T", str(scratch), "-o", str(output), "--", *map(str, inputs)]
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-        )
+        process = start(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except OSError as error:
         raise RunError(f"the command sort cannot be run ({error.strerror}); install GNU coreutils") from error
-    if done.returncode:
-        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
-        told = " ".join(done.stderr.decode("utf-8", "replace").split()) or f"sort ended with {ended}"
+    with process:
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    code = process.returncode
+    if code:
+        ended = signal.Signals(-code).name if code < 0 else f"status {code}"
+        told = " ".join(said.decode("utf-8", "replace").split()) or f"sort ended with {ended}"
         raise RunError(f"records could not be sorted: {told}; check space and permissions, or set TMPDIR")

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xxhash
-
 from mr.errors import RunError, TooManyMalformed, UsageError
-from mr.stores import Input
+from mr.stopping import Stopped
 from native.files import write_durably
 from native.format import json_digest
 
@@ -32,7 +29,6 @@ VERSION = 1
 """of what stages leave; another one's are done again"""
 STAGES = ("ingest", "clean", "count", "encode")
 LOCK = "run.lock"
-_READ_BYTES = 1 << 20
 _LOCK_TRIES = 20
 
 
@@ -97,6 +93,8 @@ def open_stages(work: Path, keep: bool, clear: Callable[[Path], None]) -> Iterat
                 shutil.rmtree(work, ignore_errors=True)
                 raise
             kept = f"what was done is kept in {work} ({_size(work) / 1e6:,.1f} MB): the same command goes on from it"
+            if isinstance(error, Stopped):
+                raise Stopped(f"{error}; {kept}", error.status) from error
             if isinstance(error, (UsageError, RunError)):
                 raise type(error)(f"{error}; {kept}") from error
             print(f"mr: {kept}", file=sys.stderr)
@@ -153,87 +151,6 @@ def only_writer(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def content_digests(files: Sequence[Input], progress: Callable[[int], None] = lambda done: None) -> list[list[str]]:
-    """Base name and XXH3 of the bytes of each file.
-
-    Args:
-        files: local ones.
-        progress: called now and then with the bytes read so far.
-
-    Raises:
-        UsageError: one cannot be read.
-    """
-    found, done = [], 0
-    for path in files:
-        digest = xxhash.xxh3_128()
-        try:
-            with path.open("rb") as stream:
-                while block := stream.read(_READ_BYTES):
-                    digest.update(block)
-                    done += len(block)
-                    progress(done)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-        found.append([path.name, digest.hexdigest()])
-    return found
-
-
-class Digested:
-    """An input file whose digest is known when it was read to its end; see content_digests."""
-
-    def __init__(self, path: Input) -> None:
-        self._path = path
-        self._stream: _DigestedStream | None = None
-
-    @property
-    def name(self) -> str:
-        """Its base name."""
-        return self._path.name
-
-    def open(self, mode: str = "rb") -> BinaryIO:
-        """Read it, from its beginning."""
-        assert mode == "rb", "nothing is written there"
-        self._stream = _DigestedStream(self._path.open("rb"))
-        return io.BufferedReader(self._stream, _READ_BYTES)
-
-    def stat(self) -> os.stat_result:
-        """Its size."""
-        return self._path.stat()
-
-    def __str__(self) -> str:
-        return str(self._path)
-
-    def digest(self) -> str:
-        """Of all its bytes."""
-        assert self._stream is not None, "it was not read"
-        assert self._stream.ended, "it was not read to its end"
-        return self._stream.hash.hexdigest()
-
-
-class _DigestedStream(io.RawIOBase):
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
-        self._stream, self.hash, self.ended, self._place = stream, xxhash.xxh3_128(), False, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._stream.read(len(buffer))
-        buffer[: len(block)] = block
-        self.hash.update(block)
-        self.ended = self.ended or not block
-        self._place += len(block)
-        return len(block)
-
-    def tell(self) -> int:
-        return self._place
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
 
 
 def work_folder(out: Path) -> Path:

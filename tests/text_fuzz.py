@@ -19,9 +19,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from mr import clean, sample
-from mr.ingest import encode_record
 from mr.records import REVIEW
 from mr.settings import Settings
+from mr.shards import encode_record
 from native import words as twin
 from native.text import TextSettings
 from native.tokenizer import normalize as compiled_normalize

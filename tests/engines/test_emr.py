@@ -20,6 +20,7 @@ import pytest
 from mr import sample
 from mr.count import CountJob
 from mr.errors import RunError
+from mr.job import JobRun, Runner
 from mr.remote import _take_output, open_filesystem
 from mr.stores import store_of
 from tests.engines.runs import ROOT, call, errors, files, made
@@ -217,14 +218,15 @@ def test_output_on_s3_is_fetched_whole(aws, client, conf, tmp_path):
     """As EMR would have left it: two parts, and _SUCCESS last."""
     client("s3").create_bucket(Bucket="bucket")
     (tmp_path / "filesystem").mkdir()
-    filesystem = open_filesystem("emr", conf=conf("emr", s3_endpoint=aws, **BUCKET), scratch=tmp_path / "filesystem")
+    runner = Runner(name="emr", conf=conf("emr", s3_endpoint=aws, **BUCKET))
+    filesystem = open_filesystem(runner, tmp_path / "filesystem")
     store = store_of(filesystem, "s3://bucket/tmp/job")
     parts = {f"part-{number:05d}": b"a\t%d\n" % number * 100_000 for number in range(2)}
     for name, text in parts.items():
         (tmp_path / name).write_bytes(text)
     store.put([tmp_path / name for name in parts], "s3://bucket/tmp/job/output")
-    run = SimpleNamespace(folder="s3://bucket/tmp/job", alias="emr")
-    arguments = (CountJob, run, store, tmp_path / "out", 1, tmp_path, print)
+    run = JobRun(job_class=CountJob, runner=runner, inputs=[], output=tmp_path / "out", scratch=tmp_path, files={})
+    arguments = (run, SimpleNamespace(folder="s3://bucket/tmp/job", alias="emr"), store)
     with pytest.raises(RunError, match="no _SUCCESS"):
         _take_output(*arguments)
     client("s3").put_object(Bucket="bucket", Key="tmp/job/output/_SUCCESS", Body=b"")

@@ -49,6 +49,20 @@ def test_the_command_ends_with_its_figures(tmp_path):
     assert told.stdout.count("\n") == 6
 
 
+def test_the_memory_of_each_runner_is_told(tmp_path):
+    options = ["--lines", 400, "--workdir", tmp_path, "--result", tmp_path / "result.json"]
+    result = run("benchmarks.preprocess_memory", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found == json.loads((tmp_path / "result.json").read_text())
+    assert list(found["runners"]) == ["local", "inline"]
+    assert all(item["memory_bytes"] > 10_000_000 for item in found["runners"].values())
+    assert found["missed"] == []
+    assert not (tmp_path / "memory-run").exists()
+    wrong = run("benchmarks.preprocess_memory", "--cores", 0)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.parametrize("words", [["--lines", "0"], ["--rounds", "x"], ["--data", "/no/such/*.json"]])
 def test_wrong_options_are_told_in_one_line(words, tmp_path):
     result = run("benchmarks.preprocess", *words, "--workdir", tmp_path)

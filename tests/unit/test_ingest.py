@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mr import ingest as module
+from mr import reading as module
 from mr.arrays import ArrayReader
 from mr.errors import UsageError
-from mr.ingest import decode_record, encode_record, ingest, read_records
+from mr.ingest import ingest
+from mr.pieces import whole_files
+from mr.reading import read_records
 from mr.review import Fields, Malformed, parse_review
+from mr.shards import decode_record, encode_record
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -135,7 +138,8 @@ def test_shards(tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
     told = []
-    made = ingest(paths, folder, Fields(), lambda *progress: told.append(progress), shard_bytes=10)
+    tell = lambda *progress: told.append(progress)  # noqa: E731
+    made = ingest(whole_files(paths), folder, Fields(), progress=tell, shard_bytes=10)
     assert told[-1] == (sum(path.stat().st_size for path in paths), 6, made.bytes)
     assert made.lines == [3, 3, 0]
     assert len(made.shards) > 1

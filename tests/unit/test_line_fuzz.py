@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 from mr.cli import main
-from mr.ingest import decode_record, encode_record, read_records
+from mr.reading import read_records
 from mr.review import Fields, Malformed, parse_review
+from mr.shards import decode_record, encode_record
 from native.format import COUNT_FIELDS, read_manifest
 
 COUNT = int(os.environ.get("LINE_FUZZ", "5000"))

@@ -15,7 +15,9 @@ import pytest
 
 from mr import sample
 from mr.cli import main
+from mr.job import Runner
 from mr.options import parse_options
+from mr.quarantine import write_quarantine
 from mr.stopwords import ENGLISH
 from native.format import DatasetError, read_manifest, read_vocabulary
 from native.text import FIRST_WORD_ID, SPLITS, Encoder, TextSettings, normalize, split_of, text_digest, tokenize
@@ -25,13 +27,6 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real reviews are not here: {DATA}")
 FIELDS = ("kept", "duplicates", "empty", "malformed", "without_rating")
-
-
-@pytest.fixture(autouse=True)
-def _leave_sigterm_alone():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def run(out, *arguments, runner="inline"):
@@ -96,7 +91,12 @@ def test_one_dataset_from_every_runner_order_and_number_of_tasks(reviews, tmp_pa
                                        ("four", "local", 4, [reviews[1], reviews[2], reviews[0]])):  # fmt: skip
         run(tmp_path / name, *order, "--cores", cores, runner=runner)
         assert files(tmp_path / name) == files(tmp_path / "inline")
-    monkeypatch.setattr("mr.ingest.SHARD_BYTES", 1000)
+    for name, size in (("ingest.SHARD", 1000), ("pieces.PIECE", 3000), ("pieces._LEAST_GROUP", 2000)):
+        monkeypatch.setattr(f"mr.{name}_BYTES", size)
+    for module in ("pieces", "reading"):
+        monkeypatch.setattr(f"mr.{module}.BLOCK_BYTES", 700)
+    run(tmp_path / "pieces", *reviews, "--cores", 3, runner="local")
+    assert files(tmp_path / "pieces") == files(tmp_path / "inline")
     elsewhere = tmp_path / "a [strange] folder"
     elsewhere.mkdir()
     copies = [elsewhere / path.name for path in reviews]
@@ -329,9 +329,17 @@ def test_the_runners_processes_end_when_told_to(tmp_path, monkeypatch, capfd):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a task would survive SIGTERM"
         return normalize(text)
 
+    def look(*arguments):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return write_quarantine(*arguments)
+
+    handlers = []
     monkeypatch.setattr("mr.clean.normalize", words)
+    monkeypatch.setattr("mr.driver.write_quarantine", look)
+    before = signal.getsignal(signal.SIGTERM)
     assert main([str(path), "--out", str(tmp_path / "out"), "-r", "local", "--cores", "2"]) == 0, capfd.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert handlers[0] not in (signal.SIG_DFL, before), "the command itself listens"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_failure_while_writing_leaves_no_dataset(tmp_path, monkeypatch):
@@ -364,8 +372,7 @@ def test_the_command_from_anywhere_and_killed(tmp_path):
 
 def test_defaults_are_those_of_the_contract(tmp_path):
     options = parse_options([str(write(tmp_path / "x.json", many())), "--out", str(tmp_path / "out")])
-    assert options.runner == "local"
-    assert options.cores == len(os.sched_getaffinity(0))
+    assert options.runner == Runner(name="local", cores=len(os.sched_getaffinity(0)))
     assert options.settings.vocab_size == 10_000
     assert options.settings.text == TextSettings(max_length=256, stop_words=())
     assert options.settings.split == {"train": 80, "validation": 10, "test": 10}

@@ -16,9 +16,9 @@ import pytest
 from mr.clean import CleanJob
 from mr.count import CountJob
 from mr.errors import RunError, UsageError
-from mr.ingest import read_records
 from mr.inputs import find_inputs
-from mr.job import check_runner
+from mr.job import JobRun, Runner, check_runner
+from mr.reading import read_records
 from mr.remote import PLACE, _put_input, _removed_on_failure, _take_output, discard
 from mr.review import Fields
 from mr.runners import runner_arguments
@@ -79,11 +79,16 @@ def job_output(there, *names, success=True):
 
 def take(job, place, tmp_path, alias="hadoop", **changes):
     store, folder, _ = place
-    run = SimpleNamespace(folder=folder, alias=alias, _spark_master=lambda: "yarn")
+    cluster = SimpleNamespace(folder=folder, alias=alias, _spark_master=lambda: "yarn")
     notes: list[str] = []
     (tmp_path / "scratch").mkdir(exist_ok=True)
-    _take_output(job, run, changes.get("store", store), tmp_path / "out", 2, tmp_path / "scratch", notes.append)
+    run = job_run(job, alias, inputs=[], output=tmp_path / "out", scratch=tmp_path / "scratch", note=notes.append)
+    _take_output(run, cluster, changes.get("store", store))
     return notes
+
+
+def job_run(job, runner, **more):
+    return JobRun(job_class=job, runner=Runner(name=runner, cores=2), files={}, **more)
 
 
 def test_what_is_put_is_listed_fetched_and_removed(place, tmp_path):
@@ -180,10 +185,11 @@ def test_what_other_jobs_read_stays_until_it_is_discarded(tmp_path, place, monke
     (stays,) = (tmp_path / "out").iterdir()
     assert stays.name == PLACE
     assert not (there / "input").exists()
-    assert _put_input(None, store, [stays], tmp_path, print) == f"{folder}/output"
+    again = job_run(CountJob, "hadoop", inputs=[stays], output=tmp_path / "count", scratch=tmp_path)
+    assert _put_input(again, None, store) == f"{folder}/output"
     monkeypatch.setattr("mr.remote.open_filesystem", lambda *_, **__: None)
     monkeypatch.setattr("mr.remote.store_of", lambda *_: store)
-    discard(tmp_path, runner="hadoop", conf=None)
+    discard(tmp_path, Runner(name="hadoop"))
     assert not there.exists()
     assert not stays.parent.exists(), "an empty folder would look like output"
 
@@ -210,17 +216,18 @@ def test_inputs_by_uri(tmp_path):
     for name in ("b.json", "a.json", "c.txt"):
         (tmp_path / name).write_text("{}\n")
     (tmp_path / "folder.json").mkdir()
-    found = find_inputs([f"file://{tmp_path}/*.json", str(tmp_path / "b.json")], runner="hadoop", conf=conf)
+    runner = Runner(name="hadoop", conf=conf)
+    found = find_inputs([f"file://{tmp_path}/*.json", str(tmp_path / "b.json")], runner)
     assert [str(file) for file in found] == [
         f"file://{tmp_path}/a.json", str(tmp_path / "b.json"), f"file://{tmp_path}/b.json",
     ]  # fmt: skip
     conf.write_text(json.dumps({"runners": {"hadoop": {"hadoop_bin": "/no/hadoop"}}}))
     with pytest.raises(UsageError, match="HADOOP_HOME"):
-        find_inputs(["hdfs:///x.json"], runner="hadoop", conf=conf)
+        find_inputs(["hdfs:///x.json"], runner)
     conf.write_text(json.dumps({"runners": {"hadoop": {"hadoop_bin": str(command)}}}))
     for name, told in (("x.json", "no such file"), ("c.txt", "unknown kind"), ("folder.json", "no such file")):
         with pytest.raises(UsageError, match=told):
-            find_inputs([f"file://{tmp_path}/{name}"], runner="hadoop", conf=conf)
+            find_inputs([f"file://{tmp_path}/{name}"], runner)
 
 
 def test_what_is_not_installed_is_one_line(tmp_path, monkeypatch):
@@ -233,18 +240,18 @@ def test_what_is_not_installed_is_one_line(tmp_path, monkeypatch):
     for runner, package, told in cases:
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UsageError) as error:
-            runner_arguments(runner, cores=1, conf=None, spark_master=None, scratch=tmp_path)
+            runner_arguments(Runner(name=runner), tmp_path)
         assert told in str(error.value)
     monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace())
     with pytest.raises(UsageError, match="no java"):
-        runner_arguments("spark", cores=1, conf=None, spark_master=None, scratch=tmp_path)
+        runner_arguments(Runner(name="spark"), tmp_path)
 
 
 def test_a_path_that_hadoop_would_read_as_a_pattern_is_refused(tmp_path):
     for name in ("a b", "a,b", "a[b]", "a{b}", "a*b", "a%b"):
         with pytest.raises(UsageError, match="TMPDIR"):
-            check_runner(tmp_path / name, runner="spark")
-        check_runner(tmp_path / name, runner="local")
+            check_runner(tmp_path / name, Runner(name="spark"))
+        check_runner(tmp_path / name, Runner(name="local"))
 
 
 def test_spark_is_local_unless_told_otherwise(tmp_path, monkeypatch):
@@ -261,7 +268,7 @@ def test_spark_is_local_unless_told_otherwise(tmp_path, monkeypatch):
         ({"conf": conf, "spark_master": None}, "yarn"),
         ({"conf": conf, "spark_master": "spark://host:7077"}, "spark://host:7077"),
     ):
-        arguments = runner_arguments("spark", cores=3, scratch=tmp_path, **given)
+        arguments = runner_arguments(Runner(name="spark", cores=3, **given), tmp_path)
         assert arguments[arguments.index("--spark-master") + 1] == expected
         assert ("--spark-tmp-dir" in arguments) == expected.startswith("local")
 

@@ -86,17 +86,33 @@ def test_a_file_that_became_shorter_is_told(tmp_path):
         list(stream)
 
 
-def test_a_sort_ends_with_the_task_that_was_killed(tmp_path):
+OF_A_TASK = """
+import pathlib, sys, time
+from mr.parts import Sorted
+with Sorted([pathlib.Path(sys.argv[1])], ["sort"]).open(sys.stderr):
+    time.sleep(60)
+"""
+OF_THE_DRIVER = """
+import sys
+from mr.sorting import sort_lines
+sort_lines([sys.argv[1]], sys.argv[1] + ".sorted", ".")
+"""
+OF_A_THREAD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from mr.sorting import sort_lines
+with ThreadPoolExecutor(2) as pool:
+    pool.submit(sort_lines, [sys.argv[1]], sys.argv[1] + ".sorted", ".")
+"""
+
+
+@pytest.mark.parametrize("code", [OF_A_TASK, OF_THE_DRIVER, OF_A_THREAD])
+def test_a_sort_ends_with_whoever_started_it_and_was_killed(tmp_path, code):
     os.mkfifo(tmp_path / "a")  # without an end, so that sort goes on reading
-    code = (
-        "import pathlib, sys, time; from mr.parts import Sorted\n"
-        "with Sorted([pathlib.Path(sys.argv[1])], ['sort']).open(sys.stderr):\n"
-        " print('reading', flush=True); time.sleep(60)"
-    )
     command = [sys.executable, "-c", code, str(tmp_path / "a")]
-    task = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    with (tmp_path / "a").open("wb"):
-        assert task.stdout.readline() == b"reading\n"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    task = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, cwd=tmp_path)
+    with (tmp_path / "a").open("wb"):  # waits for sort to read
         assert running(task.pid) == 2
         task.kill()
         task.communicate()

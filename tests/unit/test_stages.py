@@ -24,13 +24,6 @@ ROOT = Path(__file__).parents[2]
 TITLES = ("reading the input", "cleaning, dropping duplicates", "counting words", "encoding")
 
 
-@pytest.fixture(autouse=True)
-def _leave_sigterm_alone():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
     path = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
@@ -263,10 +256,10 @@ def test_input_that_changes_while_it_is_read_is_told(reviews, tmp_path, monkeypa
     shutil.copy(reviews, path)
     ingest = driver.ingest
 
-    def grow(*arguments):
+    def grow(*arguments, **options):
         with path.open("ab") as file:
             file.write(b"".join(sample.lines(5, 77)))
-        return ingest(*arguments)
+        return ingest(*arguments, **options)
 
     monkeypatch.setattr("mr.driver.ingest", grow)
     assert "growing.jsonl: changed while it was read" in run(capfd, path, "--out", tmp_path / "out", status=2)[1]

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mr import ingest, tables
+from mr import reading, tables
 from mr.cli import main
 from mr.errors import UsageError
-from mr.ingest import read_records
+from mr.ingest import ingest
 from mr.options import parse_columns
+from mr.pieces import whole_files
+from mr.reading import read_records
 from mr.review import Fields, Malformed, parse_review
 from native.format import read_manifest
 
@@ -82,9 +84,9 @@ def test_bytes_that_are_no_text_stay(tmp_path):
 
 
 def test_absurd_sizes_cost_one_line(tmp_path, monkeypatch):
-    for module in (ingest, tables):
+    for module in (reading, tables):
         monkeypatch.setattr(module, "MAX_RECORD_BYTES", 100)
-    monkeypatch.setattr(ingest, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 16)
     data = b"text,rating\na,5\n" + b"x" * 500 + b',4\n"b\n' + b"c,3\n" * 50 + b'd",2\n"' + b"y" * 500 + b'",1\ne,1\n'
     records = read(tmp_path / "x.csv", data)
     assert [record for _, record in records[:2]] == [("a", 5), "longer than 0 MiB"]
@@ -118,7 +120,7 @@ def test_a_bad_header_is_told_before_anything_is_read(tmp_path, capfd):
     shards = tmp_path / "shards"
     shards.mkdir()
     with pytest.raises(UsageError, match=r"b\.csv"):
-        ingest.ingest([tmp_path / "a.jsonl", tmp_path / "b.csv"], shards, Fields())
+        ingest(whole_files([tmp_path / "a.jsonl", tmp_path / "b.csv"]), shards, Fields())
     assert not list(shards.iterdir())
 
 
