@@ -98,6 +98,7 @@ setup(
     package_data={"engine": ["machines.toml"], "native": ["*.pxd", "*.pyx", "*.h"]},
     install_requires=pinned(
         "torch", "horovod", "mpi4py", "numpy", "h5py", "hdf5plugin", "mrjob", "xxhash", "safetensors", "tqdm", "psutil",
+        "rich",
         # mrjob imports distutils, which Debian leaves out of Python and setuptools brings back.
         "setuptools",
     ),

@@ -154,6 +154,15 @@ class TrainConfig:
         may_change=True,
     )
     log_every: int = option(50, "steps between 'step' lines in metrics.jsonl", metavar="STEPS", may_change=True)
+    view: str = option(
+        "auto",
+        "what rank 0 shows meanwhile; auto: a live view where standard error leads to a terminal, else lines",
+        choices=("auto", "lines", "none"),
+        may_change=True,
+    )
+    log_seconds: float = option(
+        10.0, "seconds between lines of progress where there is no live view; 0: none", metavar="S", may_change=True
+    )
     device: str = option(
         "auto",
         "auto takes one GPU per local rank where there are GPUs",
@@ -199,6 +208,7 @@ class TrainConfig:
             "weight_decay",
             "warmup_steps",
             "clip_norm",
+            "log_seconds",
         ):
             _require(getattr(self, name) >= 0, name, "at least 0")
         _require(self.micro_batch >= -1, "micro_batch", "at least -1")

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.balance import Achieved
-from engine.log import Display
-
-STARVED = 0.1
-"""part of an epoch that a rank may wait for its input before the epoch's event names it"""
+from engine.display import Display
+from engine.timing import STARVED
+from engine.watch import Watch
 
 
 @dataclass
@@ -56,6 +55,8 @@ class Hooks:
     stop_asked: Callable[[], int] = lambda: 0
     """asked on every rank at each step: the number of the signal that asks the run to stop, 0 for none"""
     display: Display = field(default_factory=lambda: Display(active=False))
+    watch: Watch = field(default_factory=Watch)
+    """takes note of what this rank is at, on every rank"""
 
 
 def shares_event(

@@ -19,10 +19,11 @@ from torch import Tensor
 import native
 from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
+from engine.display import Display
 from engine.errors import CheckpointError, Preempted, TrainingError, UsageError
 from engine.input import ReviewSource
 from engine.journal import Journal, read_journal
-from engine.log import Display, MetricsFile
+from engine.log import MetricsFile
 from engine.losses import ReviewLoss, class_counts, classes_of
 from engine.model import ReviewModel
 from engine.plan import Plan
@@ -61,7 +62,7 @@ class Run:
         self.config, self.session = config, session
         self.out = Path(config.out)
         self._folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
-        self._display = Display(active=session.root)
+        self._display = Display(session.root, config.view, config.log_seconds)
         self._metrics = MetricsFile(self.out / "metrics.jsonl", self._display.say)
         self._open_out()
         self.data, self._validation = self._open_data()
@@ -74,6 +75,9 @@ class Run:
         self._saved_at = time.monotonic()
         self._signals = StopSignals(session.heartbeat)
         self._trainer = self._build(checkpoint)
+        self._display.watch(
+            session, self._trainer.hooks.watch, lambda: self._trainer.shares, lambda: self._signals.number
+        )
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -227,6 +231,7 @@ class Run:
 
     def _record(self, event: dict[str, Any]) -> None:
         self._metrics.append(event)
+        self._display.event(event)
         if event["event"] == "epoch":
             self._display.say(_epoch_line(event))
             self._tell_starved(event)

@@ -28,6 +28,7 @@ from engine.rebalance import Rebalancer
 from engine.session import Session
 from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
+from engine.watch import Phase
 
 _COLLECT_EVERY = 100
 """steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
@@ -173,6 +174,7 @@ class Trainer:
         finally:
             if collecting:
                 gc.enable()
+            self.hooks.display.close()
             self._exchange.close()
             batches.close()
 
@@ -209,14 +211,17 @@ class Trainer:
 
     def _step(self, batches: Prefetcher) -> Control:
         """One step; what all ranks have said in it."""
+        self.hooks.watch.enter(Phase.INPUT)
         began = time.perf_counter()
         batch = batches.next()
         batch.hand_over()
         in_hand = time.perf_counter()
+        self.hooks.watch.enter(Phase.COMPUTE)
         self._timer.start()
         self._exchange.clear()
         loss, weight = self._work.run(batch, self.progress.total_steps)
         self._timer.stop()
+        self.hooks.watch.enter(Phase.WAIT)
         due = self.session.root and self.hooks.checkpoint_due(self.progress.total_steps + 1)
         asked = self.hooks.stop_asked()
         own = Control(
@@ -234,6 +239,7 @@ class Trainer:
             gc.collect()
         cost = batch.bound, batch.rows, compute, in_hand - began, waited
         self._clock.add(*cost)
+        self.hooks.watch.timed(*cost)
         self.hooks.timed(*cost)
         self._count(total, time.perf_counter() - began, applied)
         return total
@@ -298,7 +304,7 @@ class Trainer:
             progress.loss += total.loss
             progress.weight += total.weight
         mean = total.loss / total.weight if total.weight else 0.0
-        self.hooks.display.step(mean)
+        self.hooks.display.step(mean, int(total.rows))
         if self.session.root and progress.total_steps % self._log_every == 0:
             self.hooks.record(
                 {"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean}
@@ -327,6 +333,7 @@ class Trainer:
     def _end_epoch(self, batches: Prefetcher, source: Source) -> None:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
+        self.hooks.watch.enter(Phase.VALIDATE)
         self._keep_replicas_equal()
         shares = self.shares
         figures = self.hooks.validate(shares)
@@ -344,6 +351,7 @@ class Trainer:
         self.progress.start_epoch()
         self._clock.start_epoch()
         self._schedule = batches.schedule()[: READ_AHEAD + 1]
+        self.hooks.watch.enter(Phase.SAVE)
         self.hooks.save(figures or {})
 
     def _probe(self, source: Source) -> None:

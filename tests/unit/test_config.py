@@ -29,6 +29,8 @@ FROZEN = {
     "rank_timeout": 60.0,
     "stage_dir": "",
     "log_every": 50,
+    "view": "auto",
+    "log_seconds": 10.0,
     "device": "auto",
     "threads": 0,
     "precision": "float32",
@@ -101,6 +103,7 @@ def test_shares_imply_balance_off():
         (["--class-weights", "1,2,3"], "--class-weights"),
         (["--class-weights", "heavy"], "--class-weights"),
         (["--balance", "on"], "--balance"),
+        (["--log-seconds", "-1"], "--log-seconds must be at least 0"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
     ],
 )
