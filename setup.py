@@ -110,8 +110,12 @@ setup(
         "engines": pinned("pyspark", "boto3", "moto"),
         # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it is in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
+        # For engine.train --tensorboard.
+        "tensorboard": pinned("tensorboardX", "protobuf"),
         "test": pinned(
-            "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"
+            "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil",
+            # What a terminal shows, and the scalars of --tensorboard, read back.
+            "pyte", "tensorboardX",
         ),
     },
     ext_modules=native_modules(),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.balance import Achieved
 from engine.display import Display
 from engine.timing import STARVED
 from engine.watch import Watch
+
+if TYPE_CHECKING:
+    from engine.trace import Trace
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Hooks:
     display: Display = field(default_factory=lambda: Display(active=False))
     watch: Watch = field(default_factory=Watch)
     """takes note of what this rank is at, on every rank"""
+    trace: Trace | None = None
+    """records the time line of some steps, on all ranks together"""
 
 
 def shares_event(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
+from engine.checkpoint import load_optimizer_state, optimizer_state
 from engine.compute import LocalWork
 from engine.errors import Preempted, TrainingError
 from engine.exchange import Control, GradientExchange
@@ -25,6 +25,7 @@ from engine.precision import Precision
 from engine.profile import SMALLEST, best_micro_steps, profile
 from engine.progress import Hooks, Progress, epoch_event
 from engine.rebalance import Rebalancer
+from engine.replicas import make_equal, send_weights
 from engine.session import Session
 from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
@@ -117,7 +118,7 @@ class Trainer:
             session, *_buckets(plan), plan.batch_size, balance, rebalance_every, shares, rank_caps
         )
         self.precision = Precision(precision, session.device)
-        self._broadcast_weights()
+        send_weights(session, model, optimizer)
         self._exchange = GradientExchange(model, session, exchange, compression)
         self._timer = ComputeTimer(session.device)
         self._work = LocalWork(
@@ -169,6 +170,8 @@ class Trainer:
                     self.progress.epoch + 1, epochs, self.plan.steps_per_epoch, self.progress.step
                 )
                 while self.progress.step < self.plan.steps_per_epoch:
+                    if self.hooks.trace is not None:
+                        self.hooks.trace.before_step(self, batches)
                     self._after_step(self._step(batches), batches)
                 self._end_epoch(batches, source)
         finally:
@@ -334,7 +337,9 @@ class Trainer:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
         self.hooks.watch.enter(Phase.VALIDATE)
-        self._keep_replicas_equal()
+        resynced = make_equal(self.session, self.model, self.optimizer)
+        if resynced and self.session.root:
+            self.hooks.record({"event": "resync", "step": self.progress.total_steps, "ranks": resynced})
         shares = self.shares
         figures = self.hooks.validate(shares)
         clocks = self.session.comm.gather(self._clock.totals(), root=0)
@@ -373,22 +378,6 @@ class Trainer:
         """Record what the balancer has to tell (rank 0)."""
         for event in self.rebalancer.take_events():
             self.hooks.record(event)
-
-    def _keep_replicas_equal(self) -> None:
-        """Give all ranks rank 0's state where unlike hardware has rounded the same updates differently."""
-        digests = self.session.comm.allgather(weights_digest(self.model))
-        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if not different:
-            return
-        self._broadcast_weights()
-        if self.session.root:
-            step = self.progress.total_steps
-            self.hooks.record({"event": "resync", "step": step, "ranks": different})
-
-    def _broadcast_weights(self) -> None:
-        """Rank 0's parameters, buffers and optimiser state, to all."""
-        tensors = [*self.model.state_dict().values(), *optimizer_state(self.optimizer)[0].values()]
-        self.session.broadcast(tensors)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training goes on from: tensors and plain values, whole on rank 0. Collective."""
