@@ -197,6 +197,7 @@ class Heartbeat:
         self._selector.unregister(peer.socket)
         if not peer.farewell:
             peer.ended = now
+            self.ending()
 
     def _take_reports(self, peer: _Peer, words: bytes) -> None:
         *whole, peer.report = (peer.report + words.translate(None, _WORDS)).split(_REPORT_END)
