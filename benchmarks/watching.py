@@ -32,7 +32,7 @@ PICTURES = 50
 
 
 def watched_steps(windows: int, steps: int) -> dict[str, float]:
-    """Train with the view on and off in turns; seconds of the median step of each, and the thread's part of the time."""
+    """Train with the view on and off in turns: seconds of the median step of each, the thread's part of the time."""
     import torch
     from torch import nn
     from torch.utils.data import TensorDataset
@@ -121,7 +121,8 @@ def picture_seconds(ranks: int) -> float:
 def measured(windows: int, steps: int) -> dict[str, float]:
     """The figures, from a process of their own on a terminal."""
     terminal, stderr = pty.openpty()
-    code = f"import json; from benchmarks.watching import watched_steps; print(json.dumps(watched_steps({windows}, {steps})))"
+    call = f"watched_steps({windows}, {steps})"
+    code = f"import json; from benchmarks.watching import watched_steps; print(json.dumps({call}))"
     job = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | dict.fromkeys(THREADS, "1") | {"TERM": "xterm-256color"},
