@@ -37,7 +37,7 @@ class Decision:
 
     def text(self) -> str:
         """One line."""
-        if not self.changed:
+        if not self.changed or not self.predicted_gain:
             return f"step {self.step}: {self.reason}"
         gained = "" if self.achieved_gain is None else f", {self.achieved_gain:.1%} gained"
         return f"step {self.step}: {self.predicted_gain:.1%} expected{gained}: {self.reason}"

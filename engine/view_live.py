@@ -98,6 +98,8 @@ class LiveView:
             self._closing.set()
             if sys.stderr is self._guard:
                 sys.stderr = self._stderr
+            while self._messages:  # said by another thread just now
+                print(self._messages.popleft(), file=self._stderr, flush=True)
             self._idle.set()
             self._terminal.close()
 
