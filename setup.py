@@ -98,6 +98,7 @@ setup(
     package_data={"engine": ["machines.toml"], "native": ["*.pxd", "*.pyx", "*.h"]},
     install_requires=pinned(
         "torch", "horovod", "mpi4py", "numpy", "h5py", "hdf5plugin", "mrjob", "xxhash", "safetensors", "tqdm", "psutil",
+        "rich",
         # mrjob imports distutils, which Debian leaves out of Python and setuptools brings back.
         "setuptools",
     ),
@@ -107,12 +108,18 @@ setup(
         "spark": pinned("pyspark"),
         "emr": pinned("boto3"),
         "engines": pinned("pyspark", "boto3", "moto"),
-        # For --plot of engine.simulate and engine.cost; make setup leaves it out, so it is in no list of constraints.
+        # For --plot of engine.simulate and engine.cost, and for engine.sweep's picture; make setup leaves it out, so it is in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
+        # For python -m benchmarks.baseline; left out of make setup too.
+        "baseline": ["scikit-learn==1.9.1"],
         # For engine.export --format onnx; left out of make setup too.
         "onnx": ["onnx==1.23.2", "onnxruntime==1.32.0"],
+        # For engine.train --tensorboard.
+        "tensorboard": pinned("tensorboardX", "protobuf"),
         "test": pinned(
-            "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil"
+            "pytest", "hypothesis", "PyYAML", "ruff", "mypy", "types-setuptools", "types-PyYAML", "types-psutil",
+            # What a terminal shows, and the scalars of --tensorboard, read back.
+            "pyte", "tensorboardX",
         ),
     },
     ext_modules=native_modules(),

@@ -6,9 +6,10 @@ python -m benchmarks.shuffle       training with a windowed shuffle against a fu
 python -m benchmarks.preprocess    from raw reviews to a dataset, against the original's method and a loop without mrjob
 python -m benchmarks.preprocess_memory    what memory python -m mr takes for 10 million reviews
 python -m benchmarks.waiting       what idle ranks cost, and memory that is given back at every step
+python -m benchmarks.watching      what it costs to watch a run on a terminal
 python -m benchmarks.balance       how near training on uneven ranks comes to what the ranks can do, by method
 python -m benchmarks               all of them, one after the other (`make bench`)
 """
 
-BENCHMARKS = ("reader", "input", "shuffle", "preprocess", "waiting")
+BENCHMARKS = ("reader", "input", "shuffle", "preprocess", "waiting", "watching")
 """modules of this package that `python -m benchmarks` runs, in this order"""

@@ -10,6 +10,9 @@ from typing import Any
 
 from engine.errors import UsageError
 
+MOST_TRACED = 10_000
+"""steps that --trace-steps takes"""
+
 
 def option(
     default: Any = MISSING,
@@ -183,6 +186,32 @@ class TrainConfig:
         may_change=True,
     )
     log_every: int = option(50, "steps between 'step' lines in metrics.jsonl", metavar="STEPS", may_change=True)
+    view: str = option(
+        "auto",
+        "what rank 0 shows meanwhile; auto: a live view where standard error leads to a terminal, else lines",
+        choices=("auto", "lines", "none"),
+        may_change=True,
+    )
+    log_seconds: float = option(
+        10.0, "seconds between lines of progress where there is no live view; 0: none", metavar="S", may_change=True
+    )
+    tensorboard: bool = option(
+        False,
+        "write the figures for TensorBoard too, into RUN/tensorboard (needs the extra tensorboard)",
+        may_change=True,
+    )
+    trace_steps: str = option(
+        "",
+        "first and last step whose time line is recorded on all ranks, into RUN/trace-FIRST-LAST.json, for "
+        "ui.perfetto.dev (100:110)",
+        metavar="FIRST:LAST",
+        may_change=True,
+    )
+    horovod_timeline: bool = option(
+        False,
+        "have Horovod record its own time line, of the steps of --trace-steps or of all, into RUN",
+        may_change=True,
+    )
     device: str = option(
         "auto",
         "auto takes one GPU per local rank where there are GPUs",
@@ -247,6 +276,7 @@ class TrainConfig:
             "weight_decay",
             "warmup_steps",
             "clip_norm",
+            "log_seconds",
         ):
             _require(getattr(self, name) >= 0, name, "at least 0")
         _require(self.micro_batch >= -1, "micro_batch", "at least -1")
@@ -265,6 +295,18 @@ class TrainConfig:
             )
         _require(all(cap >= 0 for cap in self.rank_caps), "rank_caps", "numbers of at least 0")
         self.class_weight_values(None)
+        self.traced_steps()
+
+    def traced_steps(self) -> tuple[int, int] | None:
+        """First and last step of --trace-steps, None where there are none."""
+        if not self.trace_steps:
+            return None
+        words = self.trace_steps.split(":")
+        right = len(words) == 2 and all(word.isascii() and word.isdigit() for word in words)
+        first, last = (int(words[0]), int(words[1])) if right else (0, 0)
+        _require(1 <= first <= last, "trace_steps", "the first and the last of some steps, counted from 1 (100:110)")
+        _require(last - first < MOST_TRACED, "trace_steps", f"at most {MOST_TRACED} steps, all are kept in memory")
+        return first, last
 
     def class_weight_values(self, counts: Sequence[int] | None) -> tuple[float, ...] | None:
         """Weight per class, or None for equal weights.
@@ -395,6 +437,9 @@ def _add(group: Any, item: Any) -> None:
     required = item.default is MISSING
     # --balance has no default of its own: whether it was given decides if --shares may stand beside it.
     default = None if required or item.name == "balance" else item.default
+    if item.type == "bool":
+        group.add_argument(flag(item.name), dest=item.name, action="store_true", help=item.metadata["help"])
+        return
     help_text = item.metadata["help"] + (" (default: auto)" if item.name == "balance" else "")
     group.add_argument(
         flag(item.name),

@@ -5,6 +5,8 @@ over which both say that they live. Rank 0 watches all, the others watch rank 0.
 connection ends without a farewell, rank 0 says which rank on which host that is, tells the others, and all processes
 end; the launcher then takes down the rest. The thread needs no more than a moment of Python's lock now and then, so
 that a long step is no silence; a process that was itself stopped for a while begins to count anew.
+
+The others' signs of life may carry a report, a few numbers that rank 0 shows to people (engine.watch).
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from typing import Any
 BEATS = 6
 """signs of life within the time after which a silent rank is lost"""
 LONGEST_PAUSE = 5.0
+REPORT_PAUSE = 1.0
+"""seconds between two reports of a rank"""
+MOST_REPORTS = 64
+"""a second that rank 0 takes; of more ranks each reports less often"""
 CONNECT_SECONDS = 10.0
 MOURNING = 0.5
 """seconds between a connection's end and the verdict: a rank that failed by itself has said why, and all are ended"""
@@ -34,6 +40,9 @@ TURN = 2.5
 """seconds after which the next rank speaks, where rank 0 is lost: by then mpirun has ended all because of the first"""
 LATEST_TURN = 5.0
 _ALIVE, _FAREWELL, _FAILING, _LOST = b".", b"q", b"x", b"l"
+_WORDS = _ALIVE + _FAREWELL + _FAILING + _LOST
+_REPORT_END = b"\n"
+"""a report is in hexadecimal digits, none of which is a word"""
 _HELLO = struct.Struct("!16sI")
 _SIOCGIFADDR = 0x8915
 
@@ -84,6 +93,8 @@ class _Peer:
     """when the connection ended without a farewell"""
     failing: bool = False
     """it has said that it fails and why"""
+    report: bytes = b""
+    """as much of its next report as has come"""
 
     def send(self, word: bytes) -> None:
         # A full buffer means that the peer does not read: it will be found silent.
@@ -110,6 +121,12 @@ class Heartbeat:
     end: Callable[[], None] = end_process
     leave_at: float | None = None
     """when this process ends whatever happens: it was told to stop, and the others may be past answering"""
+    report: Callable[[], bytes] | None = None
+    """makes this rank's report; not on rank 0"""
+    heard: Callable[[int, bytes], None] = lambda rank, report: None
+    """takes a rank's report; on rank 0"""
+    ending: Callable[[], None] = lambda: None
+    """called before all ranks end because of one: nothing may stand in the way of what is said about it"""
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -133,14 +150,16 @@ class Heartbeat:
             peer.send(_FAILING)
 
     def _run(self) -> None:
-        pause = min(LONGEST_PAUSE, self.timeout / BEATS)
+        longest = min(LONGEST_PAUSE, self.timeout / BEATS)
         due = before = time.monotonic()
         while not self._closing.is_set():
             now = time.monotonic()
+            pause = longest if self.report is None else min(longest, self._report_pause())
             if now >= due:
                 due = now + pause
+                sign = _ALIVE if self.report is None else _ALIVE + self.report().hex().encode() + _REPORT_END
                 for peer in self.peers:
-                    peer.send(_ALIVE)
+                    peer.send(sign)
             waiting = any(peer.ended is not None for peer in self.peers)
             ready = self._selector.select(MOURNING / 5 if waiting else max(0.0, due - now))
             for key, _ in ready:
@@ -153,6 +172,9 @@ class Heartbeat:
             before = now
             self._judge(now)
 
+    def _report_pause(self) -> float:
+        return max(REPORT_PAUSE, len(self.hosts) / MOST_REPORTS)
+
     def _hear(self, peer: _Peer) -> None:
         try:
             words = peer.socket.recv(4096)
@@ -162,15 +184,26 @@ class Heartbeat:
             words = b""
         now = time.monotonic()
         if _LOST in words:
+            self.ending()
             self.end()
-        peer.failing |= _FAILING in words
+        if _FAILING in words:
+            peer.failing = True
+            self.ending()
         peer.farewell |= _FAREWELL in words
         if words:
             peer.heard = now
+            self._take_reports(peer, words)
             return
         self._selector.unregister(peer.socket)
         if not peer.farewell:
             peer.ended = now
+            self.ending()
+
+    def _take_reports(self, peer: _Peer, words: bytes) -> None:
+        *whole, peer.report = (peer.report + words.translate(None, _WORDS)).split(_REPORT_END)
+        for report in whole:
+            with suppress(ValueError):
+                self.heard(peer.rank, bytes.fromhex(report.decode("ascii")))
 
     def _judge(self, now: float) -> None:
         """End all ranks when one is lost."""
@@ -185,12 +218,14 @@ class Heartbeat:
                 end_launcher_later()
                 self._lose(peer, f"was not heard of for {self.timeout:g} s (it hangs, or its network is cut)")
         if self.leave_at is not None and now > self.leave_at:
+            self.ending()
             self.end()
 
     def _lose(self, peer: _Peer, what: str) -> None:
         if self.rank != 0:
             # Rank 0 is lost, and nobody else can speak for all.
             time.sleep(min(LATEST_TURN, (self.rank - 1) * TURN))
+        self.ending()
         if not peer.failing:
             print(
                 f"engine: rank {peer.rank} on {self.hosts[peer.rank]} {what}; all ranks end now, and the same command "

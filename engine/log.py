@@ -1,12 +1,10 @@
-"""What a run tells: metrics.jsonl for programs, a progress bar or plain lines for people. Rank 0 only."""
+"""What a run tells programs: metrics.jsonl. Rank 0 only."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from native.files import write_durably
 
 LINES_AT_ONCE = 100
 """lines that are tried again together: a full disk must not cost more with every line that waits"""
-LINE_SECONDS = 30.0
-"""seconds between progress lines where there is no terminal"""
 
 
 class MetricsFile:
@@ -99,56 +95,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-class Display:
-    """Progress for people: a bar in a terminal; elsewhere a plain line now and then in epochs that take long.
-
-    Args:
-        active: whether this rank shows anything.
-    """
-
-    def __init__(self, active: bool) -> None:
-        self._active = active
-        self._bar: Any = None
-        self._title = ""
-        self._steps = self._done = 0
-        self._first = 0
-        self._began = self._told = 0.0
-
-    def say(self, text: str) -> None:
-        """One line."""
-        if not self._active:
-            return
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
-
-    def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """An epoch of `steps` steps begins, `done` of them done."""
-        if not self._active:
-            return
-        self._title, self._steps, self._done = f"epoch {epoch}/{epochs}", steps, done
-        self._began, self._first, self._told = time.monotonic(), done, time.monotonic()
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False)
-
-    def step(self, loss: float) -> None:
-        """One step more, with its loss."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self._bar.update()
-        elif self._active and time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
-            left = (self._told - self._began) / (self._done - self._first) * (self._steps - self._done)
-            self.say(f"{self._title}: step {self._done} of {self._steps}, loss {loss:.4f}, {left:.0f} s left")
-
-    def end_epoch(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

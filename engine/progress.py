@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.balance import Achieved
-from engine.log import Display
+from engine.display import Display
+from engine.timing import STARVED
+from engine.watch import Watch
 
-STARVED = 0.1
-"""part of an epoch that a rank may wait for its input before the epoch's event names it"""
+if TYPE_CHECKING:
+    from engine.trace import Trace
 
 
 @dataclass
@@ -58,6 +60,10 @@ class Hooks:
     stop_asked: Callable[[], int] = lambda: 0
     """asked on every rank at each step: the number of the signal that asks the run to stop, 0 for none"""
     display: Display = field(default_factory=lambda: Display(active=False))
+    watch: Watch = field(default_factory=Watch)
+    """takes note of what this rank is at, on every rank"""
+    trace: Trace | None = None
+    """records the time line of some steps, on all ranks together"""
 
 
 def shares_event(

@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from engine.config import TrainConfig
+from engine.display import Display
 from engine.errors import CheckpointError, UsageError
-from engine.log import Display
 from engine.session import Session
 
 

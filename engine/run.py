@@ -20,10 +20,11 @@ from torch import Tensor
 import native
 from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
+from engine.display import Display
 from engine.errors import CheckpointError, Preempted, TrainingError, UsageError
 from engine.input import ReviewSource
 from engine.journal import Journal, read_journal
-from engine.log import Display, MetricsFile
+from engine.log import MetricsFile
 from engine.losses import ReviewLoss, class_counts, classes_of
 from engine.model import ReviewModel
 from engine.plan import Plan
@@ -33,6 +34,9 @@ from engine.resume import find_checkpoint
 from engine.session import Session
 from engine.signals import StopSignals
 from engine.stage import stage
+from engine.tensorboard import TensorBoard, require_tensorboard
+from engine.told import lines_of
+from engine.trace import Trace
 from engine.trainer import Trainer
 from engine.validation import measure
 from engine.word_vectors import word_vectors
@@ -63,8 +67,10 @@ class Run:
         self.config, self.session = config, session
         self.out = Path(config.out)
         self._folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
-        self._display = Display(active=session.root)
+        self._display = Display(session.root, config.view, config.log_seconds)
         self._metrics = MetricsFile(self.out / "metrics.jsonl", self._display.say)
+        self._listeners: list[Callable[[dict[str, Any]], None]] = [self._metrics.append, self._display.event]
+        """take the events of metrics.jsonl"""
         self._open_out()
         self.data, self._validation = self._open_data()
         self._vocabulary = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
@@ -75,7 +81,11 @@ class Run:
         self._best: dict[str, Any] | None = checkpoint.values["best"] if checkpoint else None
         self._saved_at = time.monotonic()
         self._signals = StopSignals(session.heartbeat)
+        self._trace = self._make_trace()
         self._trainer = self._build(checkpoint)
+        self._display.watch(
+            session, self._trainer.hooks.watch, lambda: self._trainer.shares, lambda: self._signals.number
+        )
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -105,11 +115,13 @@ class Run:
         try:
             self._trainer.fit(source, config.epochs)
         except Preempted:
+            self._finish_trace()
             self._record_end("preempted")
             raise
         except Exception as error:
             self._record_end("failed", error=" ".join(str(error).split()))
             raise
+        self._finish_trace()
         self._record_end("finished")
         if progress.epoch < config.epochs:
             self._display.say(
@@ -237,8 +249,21 @@ class Run:
                 stop_asked=lambda: self._signals.number,
                 enough=self._enough,
                 display=self._display,
+                trace=self._trace,
             ),
         )
+
+    def _make_trace(self) -> Trace | None:
+        steps, timeline = self.config.traced_steps(), self.config.horovod_timeline
+        if steps is None and not timeline:
+            return None
+        trace = Trace(self.session, self.out, steps, timeline, self._display.say)
+        self._listeners.append(trace.event)
+        return trace
+
+    def _finish_trace(self) -> None:
+        if self._trace is not None:
+            self._trace.finish()
 
     def _open_out(self) -> None:
         """Make RUN and see that it can be written, before any work."""
@@ -248,6 +273,10 @@ class Run:
                 self.out.mkdir(parents=True, exist_ok=True)
                 write_durably(self.out / ".writable", b"")
                 (self.out / ".writable").unlink()
+                if self.config.tensorboard:
+                    require_tensorboard()
+            except UsageError as error:
+                problem = error
             except OSError as error:
                 problem = UsageError(f"--out {self.out}: cannot be written ({error.strerror}); name another folder")
         self.session.together(problem)
@@ -257,33 +286,15 @@ class Run:
         self._metrics.cut(total_steps if total_steps else None)
         if not self._folder.go_on_from(total_steps, self._best["step"] if self._best else None):
             self._best = None
+        if self.config.tensorboard:
+            self._listeners.append(TensorBoard(self.out / "tensorboard", total_steps, self._display.say).record)
         write_durably(self.out / "config.json", (json.dumps(self.config.to_json(), indent=1) + "\n").encode())
 
     def _record(self, event: dict[str, Any]) -> None:
-        self._metrics.append(event)
-        if event["event"] == "epoch":
-            self._display.say(_epoch_line(event))
-            self._tell_starved(event)
-        elif event["event"] == "nonfinite":
-            rows = "; ".join(f"rank {rank}: rows {numbers}" for rank, numbers in event["rows"].items())
-            self._display.say(
-                f"warning: step {event['step']} was left out, its loss or gradient is not a finite number "
-                f"({rows or 'their sum over the ranks'}); {event['skipped']} such steps so far"
-            )
-        elif event["event"] == "gain":
-            predicted, achieved = event["predicted_gain"], event["achieved_gain"]
-            self._display.say(f"step {event['step']}: that change has gained {achieved:.1%} ({predicted:.1%} expected)")
-        elif event["event"] == "shares" and self.session.size > 1 and event["changed"]:
-            where = "" if event["bucket"] is None else f" of length {event['bucket']}"
-            self._display.say(f"step {event['step']}: shares{where} {event['shares']} ({event['reason']})")
-
-    def _tell_starved(self, event: dict[str, Any]) -> None:
-        for rank in event["starved_ranks"]:
-            part = event["input_seconds"][rank] / event["seconds"]
-            self._display.say(
-                f"warning: rank {rank} waited {part:.0%} of the epoch for its input, which no shares can mend: its "
-                "storage or its reader is slow; put the dataset on a faster disk, or give the rank more cores"
-            )
+        for take in self._listeners:
+            take(event)
+        for line in lines_of(event, self.session.size):
+            self._display.say(line)
 
     def _record_start(self) -> None:
         session = self.session
@@ -388,21 +399,6 @@ class Run:
             return f"{self._folder.folder}: no checkpoint could be written at step {step} ({error.strerror})"
         self._best = best
         return None
-
-
-def _epoch_line(event: dict[str, Any]) -> str:
-    figures = event["validation"]
-    text = f"epoch {event['epoch']}: loss {event['train_loss']:.4f}"
-    if figures:
-        text += (
-            f", validation loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.4f} "
-            f"(always the most frequent class: {figures['null_accuracy']:.4f}), macro-F1 {figures['macro_f1']:.4f}"
-        )
-    compute = event["compute_seconds"]
-    text += f", {event['seconds']:.1f} s, {event['rows_per_second']:,.0f} rows/s"
-    if len(compute) > 1 and max(compute):
-        text += f", mean/max compute {sum(compute) / len(compute) / max(compute):.2f}"
-    return text
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+STARVED = 0.1
+"""part of the time that a rank may wait for its input before it is named"""
 LOOK_FIELDS = 4
 """steps, mean rows, mean seconds, sum of squared deviations of the seconds"""
 

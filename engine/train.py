@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = parse_train_config(arguments)
+        if config.horovod_timeline:
+            os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"  # read when Horovod starts: a time line may be begun later
         session = init(config.device, config.threads, config.rank_timeout)
     except UsageError as error:
         return report_error(PROGRAM, error)

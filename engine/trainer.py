@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_optimizer_state, optimizer_state, weights_digest
+from engine.checkpoint import load_optimizer_state, optimizer_state
 from engine.compute import LocalWork
 from engine.errors import Preempted, TrainingError
 from engine.exchange import Control, GradientExchange
@@ -25,10 +25,12 @@ from engine.precision import Precision
 from engine.profile import SMALLEST, best_micro_steps, profile
 from engine.progress import Hooks, Progress, epoch_event
 from engine.rebalance import Rebalancer
+from engine.replicas import make_equal, send_weights
 from engine.schedule import LearningRate
 from engine.session import Session
 from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
+from engine.watch import Phase
 
 _COLLECT_EVERY = 100
 """steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
@@ -120,7 +122,7 @@ class Trainer:
             session, *_buckets(plan), plan.batch_size, balance, rebalance_every, shares, rank_caps
         )
         self.precision = Precision(precision, session.device)
-        self._broadcast_weights()
+        send_weights(session, model, optimizer)
         self._exchange = GradientExchange(model, session, exchange, compression)
         self._timer = ComputeTimer(session.device)
         self._work = LocalWork(
@@ -173,11 +175,14 @@ class Trainer:
                     self.progress.epoch + 1, epochs, self.plan.steps_per_epoch, self.progress.step
                 )
                 while self.progress.step < self.plan.steps_per_epoch:
+                    if self.hooks.trace is not None:
+                        self.hooks.trace.before_step(self, batches)
                     self._after_step(self._step(batches), batches)
                 self._end_epoch(batches, source)
         finally:
             if collecting:
                 gc.enable()
+            self.hooks.display.close()
             self._exchange.close()
             batches.close()
 
@@ -214,14 +219,17 @@ class Trainer:
 
     def _step(self, batches: Prefetcher) -> Control:
         """One step; what all ranks have said in it."""
+        self.hooks.watch.enter(Phase.INPUT)
         began = time.perf_counter()
         batch = batches.next()
         batch.hand_over()
         in_hand = time.perf_counter()
+        self.hooks.watch.enter(Phase.COMPUTE)
         self._timer.start()
         self._exchange.clear()
         loss, weight = self._work.run(batch, self.progress.total_steps)
         self._timer.stop()
+        self.hooks.watch.enter(Phase.WAIT)
         due = self.session.root and self.hooks.checkpoint_due(self.progress.total_steps + 1)
         asked = self.hooks.stop_asked()
         own = Control(
@@ -239,6 +247,7 @@ class Trainer:
             gc.collect()
         cost = batch.bound, batch.rows, compute, in_hand - began, waited
         self._clock.add(*cost)
+        self.hooks.watch.timed(*cost)
         self.hooks.timed(*cost)
         self._count(total, time.perf_counter() - began, applied)
         return total
@@ -298,7 +307,7 @@ class Trainer:
             progress.loss += total.loss
             progress.weight += total.weight
         mean = total.loss / total.weight if total.weight else 0.0
-        self.hooks.display.step(mean)
+        self.hooks.display.step(mean, int(total.rows))
         if self.session.root and progress.total_steps % self._log_every == 0:
             self.hooks.record(
                 {"event": "step", "step": progress.total_steps, "epoch": progress.epoch + 1, "loss": mean}
@@ -327,7 +336,10 @@ class Trainer:
     def _end_epoch(self, batches: Prefetcher, source: Source) -> None:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
-        self._keep_replicas_equal()
+        self.hooks.watch.enter(Phase.VALIDATE)
+        resynced = make_equal(self.session, self.model, self.optimizer)
+        if resynced and self.session.root:
+            self.hooks.record({"event": "resync", "step": self.progress.total_steps, "ranks": resynced})
         shares = self.shares
         figures = self.hooks.validate(shares)
         clocks = self.session.comm.gather(self._clock.totals(), root=0)
@@ -344,6 +356,7 @@ class Trainer:
         self.progress.start_epoch()
         self._clock.start_epoch()
         self._schedule = batches.schedule()[: READ_AHEAD + 1]
+        self.hooks.watch.enter(Phase.SAVE)
         self.hooks.save(figures or {})
 
     def _enough(self) -> bool:
@@ -369,22 +382,6 @@ class Trainer:
         """Record what the balancer has to tell (rank 0)."""
         for event in self.rebalancer.take_events():
             self.hooks.record(event)
-
-    def _keep_replicas_equal(self) -> None:
-        """Give all ranks rank 0's state where unlike hardware has rounded the same updates differently."""
-        digests = self.session.comm.allgather(weights_digest(self.model))
-        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if not different:
-            return
-        self._broadcast_weights()
-        if self.session.root:
-            step = self.progress.total_steps
-            self.hooks.record({"event": "resync", "step": step, "ranks": different})
-
-    def _broadcast_weights(self) -> None:
-        """Rank 0's parameters, buffers and optimiser state, to all."""
-        tensors = [*self.model.state_dict().values(), *optimizer_state(self.optimizer)[0].values()]
-        self.session.broadcast(tensors)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training goes on from: tensors and plain values, whole on rank 0. Collective."""

@@ -71,7 +71,7 @@ def start(*line: object) -> subprocess.Popen[str]:
     )
 
 
-def ranks_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
+def ranks_of(job: subprocess.Popen[str] | subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The ranks' processes, in the order of their ranks."""
     found = []
     for process in psutil.Process(job.pid).children(recursive=True):

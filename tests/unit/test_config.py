@@ -29,6 +29,11 @@ FROZEN = {
     "rank_timeout": 60.0,
     "stage_dir": "",
     "log_every": 50,
+    "view": "auto",
+    "log_seconds": 10.0,
+    "tensorboard": False,
+    "trace_steps": "",
+    "horovod_timeline": False,
     "device": "auto",
     "threads": 0,
     "precision": "float32",
@@ -74,8 +79,8 @@ def test_every_option_explains_itself(capsys):
     for name in [*FROZEN, *FROZEN["model"]]:
         if name != "model":
             assert "--" + name.replace("_", "-") in text
-    # All but DATA and RUN, which must be given, and the two lists, which are empty.
-    assert text.count("(default:") == len(FROZEN) - 1 - 4 + len(FROZEN["model"])
+    # All but DATA and RUN, which must be given, the two lists, which are empty, and what is switched on by its name.
+    assert text.count("(default:") == len(FROZEN) - 1 - 4 - 2 + len(FROZEN["model"])
     assert "default: None" not in text
 
 
@@ -106,12 +111,24 @@ def test_shares_imply_balance_off():
         (["--class-weights", "1,2,3"], "--class-weights"),
         (["--class-weights", "heavy"], "--class-weights"),
         (["--balance", "on"], "--balance"),
+        (["--log-seconds", "-1"], "--log-seconds must be at least 0"),
+        (["--trace-steps", "7"], "--trace-steps must be the first and the last of some steps"),
+        (["--trace-steps", "7:6"], "--trace-steps must be"),
+        (["--trace-steps", "0:6"], "--trace-steps must be"),
+        (["--trace-steps", "a:b"], "--trace-steps must be"),
+        (["--trace-steps", "1:10001"], "at most 10000 steps"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
     ],
 )
 def test_wrong_values_name_the_option(arguments, message):
     with pytest.raises(UsageError, match=message):
         parse(*arguments)
+
+
+def test_traced_steps():
+    assert parse().traced_steps() is None
+    assert parse("--trace-steps", "100:110").traced_steps() == (100, 110)
+    assert parse("--trace-steps", "3:3").traced_steps() == (3, 3)
 
 
 def test_class_weights():

@@ -191,3 +191,49 @@ def test_a_stranger_is_turned_away(monkeypatch):
     for beat in beats:
         assert beat is not None
         beat.close()
+
+
+def test_reports_reach_rank_0_with_the_signs_of_life(ranks, monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "REPORT_PAUSE", 0.02)
+    group = ranks(3, 60.0)
+    taken: list[tuple[int, bytes]] = []
+    group.beats[0].heard = lambda rank, report: taken.append((rank, report))
+    numbers = iter(range(1000))
+    for rank in (1, 2):
+        # Every byte, those of the words among them.
+        group.beats[rank].report = lambda: bytes(range(256)) + bytes([next(numbers) % 256])
+        group.beats[rank].peers[0].send(b".")
+    # The first comes when the pause that has begun is over; a sign from rank 0 ends it.
+    for peer in group.beats[0].peers:
+        peer.send(b".")
+    limit = time.monotonic() + PATIENCE
+    while len({rank for rank, _ in taken}) < 2 or len(taken) < 10:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    assert all(report[:256] == bytes(range(256)) for _, report in taken)
+    assert not any(event.is_set() for event in group.ended)
+    assert not capfd.readouterr().err
+
+
+def test_a_report_may_come_in_pieces(ranks):
+    group = ranks(2, 60.0, silent=(1,))
+    taken: list[bytes] = []
+    group.beats[0].heard = lambda rank, report: taken.append(report)
+    for piece in (b".61", b".6", b"2\n.zz\n", b".63\n."):
+        group.loose[1].send(piece)
+        time.sleep(0.05)
+    limit = time.monotonic() + PATIENCE
+    while len(taken) < 2:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    assert taken == [b"ab", b"c"]
+
+
+def test_what_shows_the_run_is_told_before_the_ranks_end(ranks, capfd):
+    group = ranks(2, 60.0, silent=(1,))
+    told: list[str] = []
+    group.beats[0].ending = lambda: told.append(capfd.readouterr().err)
+    group.loose[1].close()
+    assert group.ended[0].wait(PATIENCE)
+    assert set(told) == {""}
+    assert "rank 1 on host1 has ended without a word" in capfd.readouterr().err
