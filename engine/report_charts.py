@@ -50,6 +50,13 @@ class Figure:
     """class and name"""
     scale: tuple[str, str] = ("", "")
     """of a heat map: what its first and its last colour mean"""
+    lines: bool = False
+    """the legend shows lines, not areas"""
+
+
+def legend_of(series: Sequence[Series]) -> list[tuple[str, str]]:
+    """Class and name of each line."""
+    return [(f"{one.style}{' faint' if one.faint else ''}", one.name) for one in series]
 
 
 def training_figures(record: Record, key: str) -> list[Figure]:
@@ -86,7 +93,7 @@ def _loss(record: Record, key: str) -> Figure:
     )
     chart = line_chart(frame, series, Axis("step", count, least=0.0), Axis("loss", lambda value: f"{value:.2f}"))
     note = "Upright lines: ends of epochs." if frame.borders else ""
-    return Figure("Loss", note, chart, legend=[(one.style, one.name) for one in series])
+    return Figure("Loss", note, chart, legend=legend_of(series), lines=True)
 
 
 def _from_to(points: Sequence[tuple[int, float | None]]) -> str:
@@ -113,7 +120,7 @@ def _quality(epochs: Sequence[Epoch], key: str) -> Figure:
     y = Axis("part that is right", lambda value: f"{value:.2f}", most=1.0)
     chart = line_chart(frame, series, Axis("epoch", count, whole=True), y)
     note = "The null classifier always answers the most frequent class."
-    return Figure("Accuracy and macro-F1", note, chart, legend=[(one.style, one.name) for one in series])
+    return Figure("Accuracy and macro-F1", note, chart, legend=legend_of(series), lines=True)
 
 
 def both(draw: Callable[[float, str], Markup]) -> tuple[Markup, Markup]:
@@ -167,7 +174,7 @@ def efficiency_figure(times: RunTimes, key: str) -> Figure | None:
     top = max(1.0, max(value for one in series for _, value in one.points))
     y = Axis("part of what is possible", lambda value: f"{value:.2f}", least=0.0, most=top)
     chart = line_chart(frame, series, Axis("epoch", count, whole=True), y)
-    return Figure("Efficiency by epoch", "", chart, legend=[(one.style, one.name) for one in series])
+    return Figure("Efficiency by epoch", "", chart, legend=legend_of(series), lines=True)
 
 
 def ranks_figure(times: RunTimes, names: Sequence[str], key: str) -> Figure:
@@ -227,7 +234,7 @@ def shares_figure(record: Record, names: Sequence[str], key: str) -> Figure | No
         frame = Frame(f"{key}-shares-{end}", title, told, width, 270, marks, borders)
         return line_chart(frame, series, x, Axis("part of the batch", percent, least=0.0))
 
-    return Figure(title, note, *both(lines), legend=[(one.style, one.name) for one in series])
+    return Figure(title, note, *both(lines), legend=legend_of(series), lines=True)
 
 
 def changes_of(decisions: Sequence[Decision], ranks: int) -> list[Decision]:
@@ -291,7 +298,7 @@ def rank_figures(record: Record, times: RunTimes, names: Sequence[str], key: str
             for number, (rank, row) in enumerate(zip(names, rows, strict=True))
         ]
         chart = line_chart(frame, series, x, Axis("ms", lambda value: f"{value:.3g}", least=0.0))
-        found.append(Figure(title, note, chart, legend=[(one.style, one.name) for one in series]))
+        found.append(Figure(title, note, chart, legend=legend_of(series), lines=True))
     return found
 
 
@@ -347,7 +354,7 @@ def overlay(
 ) -> Figure:
     """Curves of several runs in one chart."""
     chart = line_chart(Frame(key, title, told, HALF, 270), series, x, y)
-    return Figure(title, note, chart, legend=[(one.style, one.name) for one in series])
+    return Figure(title, note, chart, legend=legend_of(series), lines=True)
 
 
 def figure_of(value: float) -> str:

@@ -210,7 +210,8 @@ def _decisions(record: Record) -> Table | None:
         for one in shown
     ]
     heads = ["From step", "Reason", *(["Rows per rank"] if few else []), "Predicted", "Achieved"]
-    caption = "Decisions of the balancer"
+    changes = sum(one.changed for one in told)
+    caption = f"Decisions of the balancer: {several(changes, 'change')}, {several(len(told) - changes, 'time')} kept"
     return Table(caption, heads, rows, note, words=(1, 2) if few else (1,))
 
 
@@ -238,7 +239,7 @@ def _ranks(times: RunTimes, names: Sequence[str]) -> Table:
 
 
 def _efficiency(times: RunTimes) -> Table:
-    heads = ["Epoch", "Batch size", "Balance", "Exposure", "E", "Mean/max compute"]
+    heads = ["Epoch", "Batch size", "Balance", "Exposure", "E", "Mean/max"]
     items = [(str(epoch.number), one) for epoch, _, one in times.spans][-MOST_EPOCHS:]
     items.append(("all", times.efficiency))
     rows = [
@@ -252,7 +253,8 @@ def _efficiency(times: RunTimes) -> Table:
         ]
         for name, one in items
     ]
-    return Table("Efficiency and its factors", heads, rows, strong=len(rows) - 1)
+    note = "Mean/max: of compute, every rank weighing the same, as the run's own lines tell it."
+    return Table("Efficiency and its factors", heads, rows, note, strong=len(rows) - 1)
 
 
 def _efficiency_notes(record: Record, times: RunTimes) -> list[str]:

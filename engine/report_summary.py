@@ -23,6 +23,7 @@ from engine.report_words import (
 
 RISEN = 1.02
 """a validation loss so far above its lowest is told"""
+LOSSES = {"bce": "binary cross-entropy", "cross_entropy": "cross-entropy", "mse": "mean squared error"}
 STATUS = {
     "finished": ("good", "finished"),
     "preempted": ("warn", "stopped by a signal"),
@@ -101,11 +102,12 @@ def _model(record: Record) -> str:
     classes = number(record.option("classes"))
     aim = "tell negative from positive reviews (4 or 5 stars)" if classes == 2 else "tell the stars of a review"
     both = "bidirectional " if record.option("directions") == 2 else ""
-    size = f"{record.option('layers')} × {record.option('hidden_size')} units"
+    layers = number(record.option("layers"))
+    size = f"{several(layers, 'layer') if layers else 'layers'} of {record.option('hidden_size')} units"
     weights = record.starts[-1].parameters if record.starts else None
     many = f", {large(weights)} weights" if weights else ""
     article = "An" if str(cell).startswith(tuple("aeilo")) and not both else "A"
-    return f"{article} {both}{str(cell).upper()} ({size}{many}) learns to {aim}, with {loss} loss."
+    return f"{article} {both}{str(cell).upper()} ({size}{many}) learns to {aim}, by {LOSSES.get(str(loss), loss)}."
 
 
 def _course(record: Record) -> str:
@@ -118,7 +120,7 @@ def _course(record: Record) -> str:
     text += f", {done}"
     text += f" over {several(rows, 'review')}" if rows else ""
     data = record.option("data")
-    return text + (f" of {data}." if data else ".")
+    return text + (f" (dataset {data})." if data else ".")
 
 
 def _rows(record: Record, split: str) -> float | None:
