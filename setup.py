@@ -95,9 +95,10 @@ setup(
     # Naming the root lets an editable install be a plain path, which type checkers follow too.
     package_dir={"": "."},
     packages=find_packages(include=["engine", "engine.*", "native", "native.*", "mr", "mr.*"]),
-    package_data={"engine": ["machines.toml"], "native": ["*.pxd", "*.pyx", "*.h"]},
+    package_data={"engine": ["machines.toml", "templates/*"], "native": ["*.pxd", "*.pyx", "*.h"]},
     install_requires=pinned(
         "torch", "horovod", "mpi4py", "numpy", "h5py", "hdf5plugin", "mrjob", "xxhash", "safetensors", "tqdm", "psutil",
+        "Jinja2",
         # mrjob imports distutils, which Debian leaves out of Python and setuptools brings back.
         "setuptools",
     ),

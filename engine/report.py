@@ -14,8 +14,8 @@ from native.files import write_durably
 PROGRAM = "engine.report"
 NAME = "report.html"
 DESCRIPTION = (
-    "Write a page about a run, from its config.json and metrics.jsonl: how good the model is, how efficient the run was, "
-    "what slowed it. Several runs are compared. The page is one file that needs no network. docs/report.md explains it."
+    "Write a page about a run, from its config.json and metrics.jsonl: how good the model is, how efficient the run "
+    "was, what slowed it. Several runs are compared. The page is one file and needs no network; docs/report.md explains it."
 )
 
 

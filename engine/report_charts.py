@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -292,7 +293,7 @@ def rank_figures(record: Record, times: RunTimes, names: Sequence[str], key: str
             chart = heat_map(frame, names, edges, rows, x, (0.0, most))
             found.append(Figure(title, note, chart, scale=(f"0{'ms':>4}", f"{most:.3g} ms")))
             continue
-        middles = [(before + after) / 2 for before, after in zip(edges, edges[1:], strict=False)]
+        middles = [(before + after) / 2 for before, after in pairwise(edges)]
         series = [
             Series(rank, list(zip(middles, row, strict=True)), f"c{number}", dots=len(middles) < 8)
             for number, (rank, row) in enumerate(zip(names, rows, strict=True))
@@ -335,7 +336,7 @@ def _milliseconds(record: Record, times: RunTimes, name: str) -> tuple[list[floa
 
 def _coarser(edges: list[float], rows: list[list[float]], by: int) -> tuple[list[float], list[list[float]]]:
     """So many neighbours in one, each weighing by its steps."""
-    wide = [after - before for before, after in zip(edges, edges[1:], strict=False)]
+    wide = [after - before for before, after in pairwise(edges)]
     groups = [range(start, min(start + by, len(wide))) for start in range(0, len(wide), by)]
     coarse = [edges[0], *(edges[group[-1] + 1] for group in groups)]
     joined = []
@@ -349,9 +350,7 @@ def _coarser(edges: list[float], rows: list[list[float]], by: int) -> tuple[list
     return coarse, joined
 
 
-def overlay(
-    key: str, title: str, series: Sequence[Series], x: Axis, y: Axis, told: str, note: str = ""
-) -> Figure:
+def overlay(key: str, title: str, series: Sequence[Series], x: Axis, y: Axis, told: str, note: str = "") -> Figure:
     """Curves of several runs in one chart."""
     chart = line_chart(Frame(key, title, told, HALF, 270), series, x, y)
     return Figure(title, note, chart, legend=legend_of(series), lines=True)

@@ -8,9 +8,10 @@ from itertools import accumulate
 
 from engine.report_charts import Figure, figure_of, overlay, parts_figure
 from engine.report_record import number
-from engine.report_run import RunView, Table, plain, told
+from engine.report_run import RunView
 from engine.report_summary import best_epoch
 from engine.report_svg import Axis, Series
+from engine.report_tables import Table, plain, told
 from engine.report_time import Parts
 from engine.report_words import NOT_RECORDED, count, duration, figure, percent, rate, several
 
@@ -75,7 +76,9 @@ def _words(runs: Sequence[RunView]) -> list[str]:
         found.append(f"{text}, {speeds[first] / speeds[last]:.2f} times as fast as {last}.")
     digests = {run.record.starts[-1].digest for run in runs if run.record.starts}
     if len(digests) > 1:
-        found.append("Their datasets differ (the digests do), so that their losses and scores are of different reviews.")
+        found.append(
+            "Their datasets differ (the digests do), so that their losses and scores are of different reviews."
+        )
     return found
 
 

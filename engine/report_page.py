@@ -26,7 +26,9 @@ def page(records: Sequence[Record]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     names = names_of([record.folder for record in records])
-    runs: list[RunView] = [view_of(record, name, f"r{number}") for number, (record, name) in enumerate(zip(records, names, strict=True))]
+    runs: list[RunView] = [
+        view_of(record, name, f"r{number}") for number, (record, name) in enumerate(zip(records, names, strict=True))
+    ]
     return environment.get_template("report.html").render(
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs",

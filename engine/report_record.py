@@ -1,6 +1,7 @@
 """What RUN/config.json and RUN/metrics.jsonl say, as far as it can be read.
 
-The run may go on, the file may be torn, or of another version: nothing here trusts a field to be there or to be of its kind: what is missing is None or empty, and is told as such.
+The run may go on, the file may be torn, or of another version: nothing here trusts a field to be there or to be of its
+kind. What is missing is None or empty, and is told as such.
 """
 
 from __future__ import annotations
@@ -238,7 +239,9 @@ def _take_epoch(record: Record, event: dict[str, Any], step: int) -> None:
             number(event.get("rows")),
             number(event.get("rows_per_second")),
             numbers(event.get("shares")),
-            *(numbers(event.get(f"{name}_seconds")) for name in ("compute", "input", "wait")),
+            numbers(event.get("compute_seconds")),
+            numbers(event.get("input_seconds")),
+            numbers(event.get("wait_seconds")),
             [int(rank) for rank in numbers(event.get("starved_ranks"))],
             _whole(event.get("skipped_steps")),
             _whole(event.get("nonfinite_steps")),
@@ -258,13 +261,14 @@ def _take_times(record: Record, event: dict[str, Any], step: int) -> None:
         len(table) != ranks or any(len(row) != len(ends) for row in table) for table in tables.values()
     ):  # fmt: skip
         raise ValueError("a timeline that does not fit together")
-    sums = ("seconds", "longest_compute_seconds", "longest_ready_seconds", "least_wait_seconds")
-    found = [number(event[name]) for name in sums]
     record.times.append(
         Times(
             _whole(event["epoch"]),
             _whole(event["first_step"]),
-            *(value or 0.0 for value in found),
+            number(event["seconds"]) or 0.0,
+            number(event["longest_compute_seconds"]) or 0.0,
+            number(event["longest_ready_seconds"]) or 0.0,
+            number(event["least_wait_seconds"]) or 0.0,
             numbers(event.get("last_steps")),
             ends,
             tables["rows"],
@@ -292,9 +296,7 @@ def _take_shares(record: Record, event: dict[str, Any], step: int) -> None:
         ]
         record.weights = weights
         return
-    record.decisions.append(
-        Decision(step, first, reason, changed, number(event.get("predicted_gain")), list(shares))
-    )
+    record.decisions.append(Decision(step, first, reason, changed, number(event.get("predicted_gain")), list(shares)))
     record.weights = weight
 
 

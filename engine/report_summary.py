@@ -1,4 +1,4 @@
-"""A run in words: what was trained and on what, how good it is, how efficient it was, what slowed it, what went wrong."""
+"""A run in words: what was trained on what, how good it is, how efficient it was, what slowed it, what went wrong."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def how_good(record: Record) -> str:
     """The best epoch beside the null classifier, and where it goes."""
     best = best_epoch(record)
     if best is None:
-        return "No epoch is done yet." if not record.epochs else "There is no validation split, so nothing says how good."
+        return (
+            "No epoch is done yet." if not record.epochs else "There is no validation split, so nothing says how good."
+        )
     right, null = best.figure("accuracy"), best.figure("null_accuracy")
     rows = best.figure("rows")
     text = f"In its best epoch, {best.number}, it is right on {percent(right, 1)} of "
@@ -205,8 +207,9 @@ def how_efficient(times: RunTimes | None) -> str:
         )
     else:
         text += (
-            f"Balance {figure(one.balance, 2)} × exposure {figure(one.exposure, 2)} = {figure(one.known, 2)}; what small "
-            "batches cost was not measured (no start-up profile), so that E itself is not known and is at most about that."
+            f"Balance {figure(one.balance, 2)} × exposure {figure(one.exposure, 2)} = {figure(one.known, 2)}; what "
+            "small batches cost was not measured (no start-up profile), so that E itself is not known; it is at most "
+            "about that."
         )
     if times.left_out:
         text += f" Epochs {ranges(times.left_out)} ran on other ranks or without times, and are left out here."
@@ -222,7 +225,9 @@ def what_slowed(record: Record, times: RunTimes | None) -> str:
     worst = times.slowest
     if parts.imbalance >= NOTABLE * seconds:
         text = f"{percent(parts.imbalance / seconds)} of the time ranks waited for one that computed longer"
-        found.append((parts.imbalance, text + (f"; {_last(record, times)}" if worst and worst.why == "compute" else "")))
+        found.append(
+            (parts.imbalance, text + (f"; {_last(record, times)}" if worst and worst.why == "compute" else ""))
+        )
     if parts.input >= NOTABLE * seconds:
         text = f"input held everyone up for {percent(parts.input / seconds)} of the time"
         found.append((parts.input, text + (f"; {_last(record, times)}" if worst and worst.why == "input" else "")))
@@ -283,7 +288,7 @@ def balancing(record: Record) -> str:
         predicted = sum(one.predicted or 0.0 for one in known) / len(known)
         achieved = sum(one.achieved or 0.0 for one in known) / len(known)
         which = several(len(known), "change") + (" that was judged" if len(known) == 1 else " that were judged")
-        text += f" {which.capitalize()} promised {signed_percent(predicted)} and brought {signed_percent(achieved)} (means)."
+        text += f" {which} promised {signed_percent(predicted)} and brought {signed_percent(achieved)} (means)."
     return text
 
 
@@ -294,10 +299,13 @@ def faults(record: Record) -> list[str]:
     if status == "failed":
         found.append(f"The run failed: {record.end.get('error') or 'why is not recorded'}")
     elif status == "preempted":
-        found.append(f"A signal stopped the run after step {count(record.last_step)}; the same command goes on from there.")
+        found.append(
+            f"A signal stopped the run after step {count(record.last_step)}; the same command goes on from there."
+        )
     elif not record.end:
         found.append(
-            f"No end is recorded: the run still goes on, or it was killed. The last line is of step {count(record.last_step)}."
+            "No end is recorded: the run still goes on, or it was killed. "
+            f"The last line is of step {count(record.last_step)}."
         )
     for start in record.starts[1:]:
         found.append(f"Resumed after step {count(start.step)} on {several(start.ranks, 'rank')}, {moment(start.time)}.")
@@ -305,28 +313,32 @@ def faults(record: Record) -> list[str]:
         found.append("It was resumed on another dataset than it began with (the digests differ).")
     if record.nonfinite:
         steps = [int(number(event.get("step")) or 0) for event in record.nonfinite]
+        which = ranges(sorted(set(steps)))
         found.append(
-            f"{several(len(steps), 'step')} left out because a loss or gradient was no finite number: {ranges(sorted(set(steps)))}."
+            f"{several(len(steps), 'step')} left out because a loss or gradient was no finite number: {which}."
         )
     skipped = record.epochs[-1].skipped if record.epochs else 0
     if skipped:
-        found.append(f"{several(skipped, 'step')} left out because a float16 gradient overflowed (the scale was lowered).")
+        found.append(
+            f"{several(skipped, 'step')} left out because a float16 gradient overflowed (the scale was lowered)."
+        )
     for event in record.resyncs:
         ranks = [int(rank) for rank in numbers(event.get("ranks"))]
         found.append(
-            f"After step {count(number(event.get('step')))} ranks {ranges(ranks)} took over rank 0's weights: unlike hardware "
-            "had rounded differently."
+            f"After step {count(number(event.get('step')))} ranks {ranges(ranks)} took over rank 0's weights: unlike "
+            "hardware had rounded differently."
         )
-    for epoch in record.epochs:
-        if epoch.starved:
-            parts = [
-                f"rank {rank} ({percent(epoch.input[rank] / epoch.seconds)})" if epoch.seconds and rank < len(epoch.input)
-                else f"rank {rank}"
-                for rank in epoch.starved
-            ]  # fmt: skip
-            found.append(f"Epoch {epoch.number}: waited for input for more than a tenth of the time: {listed(parts)}.")
+    found += [_starved(epoch) for epoch in record.epochs if epoch.starved]
     if record.unreadable:
         found.append(f"{several(record.unreadable, 'line')} of metrics.jsonl could not be read and are left out.")
     if record.torn:
         found.append("The last line of metrics.jsonl is cut off: it was being written, or the run was killed.")
     return found
+
+
+def _starved(epoch: Epoch) -> str:
+    parts = []
+    for rank in epoch.starved:
+        known = epoch.seconds and 0 <= rank < len(epoch.input)
+        parts.append(f"rank {rank}" + (f" ({percent(epoch.input[rank] / (epoch.seconds or 1.0))})" if known else ""))
+    return f"Epoch {epoch.number}: waited for input for more than a tenth of the time: {listed(parts)}."

@@ -1,4 +1,4 @@
-"""Drawing: lines, stacked bars and heat maps as SVG. Pure; colours and sizes of text are the page's (templates/report.css).
+"""Drawing: lines, stacked bars and heat maps as SVG. Pure; colours and sizes of text are templates/report.css's.
 
 Every drawing has a title and a description for those who hear it, and tells its values when pointed at.
 """
@@ -107,7 +107,9 @@ def line_chart(frame: Frame, series: Sequence[Series], x: Axis, y: Axis) -> Mark
     return svg(frame, body)
 
 
-def _x_axis(x: Axis, low: float, high: float, fit: Format | Callable[[float], float], y: float, frame: Frame) -> list[str]:
+def _x_axis(
+    x: Axis, low: float, high: float, fit: Format | Callable[[float], float], y: float, frame: Frame
+) -> list[str]:
     left, right = float(fit(low)), float(fit(high))
     body = [f'<path class="frame" d="M{_n(left)} {_n(y)}H{_n(right)}"/>']
     widest = max(len(x.show(low)), len(x.show(high))) + 3

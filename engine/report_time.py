@@ -75,10 +75,22 @@ def span_of(record: Record, epoch: Epoch) -> Span | None:
 
 def _span_of_times(times: Times) -> Span:
     ranks = len(times.rows)
-    columns = [[sum(row) for row in table] for table in (times.rows, times.compute, times.input, times.wait)]
+
+    def sums(table: Sequence[Sequence[float]]) -> list[float]:
+        return [sum(row) for row in table]
+
     last = times.last_steps if len(times.last_steps) == ranks else [0.0] * ranks
     return Span(
-        times.steps, times.seconds, *columns, times.longest_compute, times.longest_ready, times.least_wait, last
+        times.steps,
+        times.seconds,
+        sums(times.rows),
+        sums(times.compute),
+        sums(times.input),
+        sums(times.wait),
+        times.longest_compute,
+        times.longest_ready,
+        times.least_wait,
+        last,
     )
 
 
@@ -125,7 +137,9 @@ class Efficiency:
         return None if self.batch_size is None else self.known
 
 
-def efficiency_of(span: Span, profile: Sequence[Sequence[tuple[int, int, float]]], batch_size: int) -> Efficiency | None:
+def efficiency_of(
+    span: Span, profile: Sequence[Sequence[tuple[int, int, float]]], batch_size: int
+) -> Efficiency | None:
     """E and its factors over a span; None where nothing was computed.
 
     Args:
@@ -148,9 +162,7 @@ def efficiency_of(span: Span, profile: Sequence[Sequence[tuple[int, int, float]]
 
 def rates_of(span: Span) -> list[float]:
     """Rows per second of compute, per rank, 0 where a rank had none."""
-    return [
-        rows / seconds if rows and seconds else 0.0 for rows, seconds in zip(span.rows, span.compute, strict=True)
-    ]
+    return [rows / seconds if rows and seconds else 0.0 for rows, seconds in zip(span.rows, span.compute, strict=True)]
 
 
 def _curve(points: Sequence[tuple[int, int, float]], batch_size: int) -> dict[int, float]:
@@ -224,13 +236,14 @@ def slowest_of(span: Span, parts: Parts) -> Slowest | None:
     if span.ranks < 2:
         return None
     ready = [c + i for c, i in zip(span.compute, span.input, strict=True)]
-    by = span.last_steps if span.exact and sum(span.last_steps) else ready
+    counted = span.exact and sum(span.last_steps) > 0
+    by = span.last_steps if counted else ready
     rank = max(range(span.ranks), key=lambda one: by[one])
     lost = (parts.imbalance + parts.input) / span.seconds
-    mean = [sum(column) / span.ranks for column in (span.compute, span.input)]
-    more_compute, more_input = span.compute[rank] - mean[0], span.input[rank] - mean[1]
+    more_compute = span.compute[rank] - sum(span.compute) / span.ranks
+    more_input = span.input[rank] - sum(span.input) / span.ranks
     why = "" if lost < NOTABLE else "input" if more_input > max(more_compute, 0.0) else "compute"
-    return Slowest(rank, by[rank] / span.steps if by is span.last_steps else None, why)
+    return Slowest(rank, by[rank] / span.steps if counted else None, why)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol over a pair of pipes: what a page does in a real browser, for tests."""
+"""A headless Chromium, driven by the DevTools protocol over two pipes: what a page does in a browser, for tests."""
 
 from __future__ import annotations
 
