@@ -15,7 +15,7 @@ PROGRAM = "engine.report"
 NAME = "report.html"
 DESCRIPTION = (
     "Write a page about a run, from its config.json and metrics.jsonl: how good the model is, how efficient the run "
-    "was, what slowed it. Several runs are compared. The page is one file and needs no network; docs/report.md explains it."
+    "was, what slowed it. Several runs are compared. The page is one file and needs no network; see docs/report.md."
 )
 
 

@@ -1,4 +1,4 @@
-"""RUN folders as engine.train writes them, of ranks whose speeds are known: what a report says of them can be foretold."""
+"""RUN folders as engine.train writes them, of ranks whose speeds are known: what is said of them can be foretold."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def make_run(
 
 
 def _start(step: int, ranks: int, host: str, shares: Sequence[int]) -> dict[str, Any]:
-    places = [{"host": f"{host}{rank // 2}", "device": "cpu", "threads": 1, "processor": "a CPU"} for rank in range(ranks)]
+    places = [
+        {"host": f"{host}{rank // 2}", "device": "cpu", "threads": 1, "processor": "a CPU"} for rank in range(ranks)
+    ]
     dataset = {"rows": {"train": 4000, "validation": 100}, "words": 50, "bounds": [16, 32], "bucket_rows": [1000, 3000]}
     return {
         "event": "start", "step": step, "versions": {"python": "3.11", "torch": "2"}, "ranks": ranks, "hosts": places,

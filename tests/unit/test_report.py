@@ -188,7 +188,9 @@ def test_several_runs_are_compared_first(tmp_path):
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", options={"batch_size": 12})
     page = shown(first, second, out=tmp_path / "both.html")
     text = squeezed(page)
-    assert text.index("2 runs side by side") < text.index("What differs in their configurations") < text.index("a/run f")
+    assert (
+        text.index("2 runs side by side") < text.index("What differs in their configurations") < text.index("a/run f")
+    )
     assert "--batch-size" in text
     assert not (first / "report.html").exists()
 
