@@ -64,6 +64,9 @@ def _lost(run: RunView, name: str) -> float | None:
 
 def _words(runs: Sequence[RunView]) -> list[str]:
     found = []
+    if not _same_data(runs):
+        found.append("Their datasets differ, so that losses, scores and speeds cannot be compared.")
+        return found
     scores = {run.name: value for run in runs if (value := _best(run, "macro_f1")) is not None}
     if len(scores) > 1:
         first, *others = sorted(scores, key=lambda name: -scores[name])
@@ -74,12 +77,11 @@ def _words(runs: Sequence[RunView]) -> list[str]:
         first, *_, last = sorted(speeds, key=lambda name: -speeds[name])
         text = f"The fastest is {first}: {rate(speeds[first])} reviews/s"
         found.append(f"{text}, {speeds[first] / speeds[last]:.2f} times as fast as {last}.")
-    digests = {run.record.starts[-1].digest for run in runs if run.record.starts}
-    if len(digests) > 1:
-        found.append(
-            "Their datasets differ (the digests do), so that their losses and scores are of different reviews."
-        )
     return found
+
+
+def _same_data(runs: Sequence[RunView]) -> bool:
+    return len({run.record.starts[-1].digest for run in runs if run.record.starts}) < 2
 
 
 Measure = tuple[str, Callable[[RunView], float | None], Callable[[float | None], str], int]
@@ -105,9 +107,13 @@ MEASURES: list[Measure] = [
 ]  # fmt: skip
 """name, value, how it is told, and whether more is better (1), less (-1) or neither"""
 
+OF_THE_DATA = ("Accuracy, best epoch", "Macro-F1, best epoch", "Validation loss, best epoch", "Reviews/s")
+"""measures in which none is best where the datasets differ"""
+
 
 def _rows(runs: Sequence[RunView]) -> list[Row]:
     rows = [Row("State", [run.status[1] for run in runs], [])]
+    same = _same_data(runs)
     for name, of, show, better in MEASURES:
         values = [of(run) for run in runs]
         if all(value is None for value in values):
@@ -115,7 +121,7 @@ def _rows(runs: Sequence[RunView]) -> list[Row]:
         texts = ["not measured" if text == NOT_RECORDED else text for text in map(show, values)]
         known = [value for value in values if value is not None]
         best = list[int]()
-        if better and len(known) > 1 and max(known) > min(known):
+        if better and (same or name not in OF_THE_DATA) and len(known) > 1 and max(known) > min(known):
             top = max(known) if better > 0 else min(known)
             best = [place for place, text in enumerate(texts) if text == show(top)]
         rows.append(Row(name, texts, best))
@@ -136,7 +142,7 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
             if points:
                 series.append(Series(run.name, points, f"c{place}", dots=True))
         if series:
-            x, y = Axis("epoch", count, whole=True), Axis(title.split(" by ")[0].lower(), figure_of)
+            x, y = Axis("epoch", count, whole=True), Axis(name.replace("macro_f1", "macro-F1"), figure_of)
             found.append(overlay(key, title, series, x, y, f"{title}, of {several(len(series), 'run')}.", note))
     series = []
     for place, run in enumerate(shown):

@@ -161,7 +161,7 @@ def _slowest(record: Record, times: RunTimes) -> list[str]:
             "give the rank more cores."
         )
     else:
-        found.append("It does not stand out: the time lost to uneven ranks is small.")
+        found.append("It does not stand out: no rank alone is behind the time that ranks waited for each other.")
     if parts.exchange > max(parts.imbalance, parts.input, NOTABLE * seconds):
         found.append(
             f"More time than to any rank went into the exchange of gradients ({percent(parts.exchange / seconds)}): "

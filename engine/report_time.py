@@ -239,10 +239,16 @@ def slowest_of(span: Span, parts: Parts) -> Slowest | None:
     counted = span.exact and sum(span.last_steps) > 0
     by = span.last_steps if counted else ready
     rank = max(range(span.ranks), key=lambda one: by[one])
-    lost = (parts.imbalance + parts.input) / span.seconds
     more_compute = span.compute[rank] - sum(span.compute) / span.ranks
     more_input = span.input[rank] - sum(span.input) / span.ranks
-    why = "" if lost < NOTABLE else "input" if more_input > max(more_compute, 0.0) else "compute"
+    # Only what is both lost and this rank's own: where another rank is late at every step, none is behind it.
+    least = NOTABLE * span.seconds
+    reasons = [
+        (lost, name)
+        for name, lost, own in (("compute", parts.imbalance, more_compute), ("input", parts.input, more_input))
+        if lost >= least and own >= least
+    ]
+    why = max(reasons)[1] if reasons else ""
     return Slowest(rank, by[rank] / span.steps if counted else None, why)
 
 
