@@ -95,10 +95,10 @@ setup(
     # Naming the root lets an editable install be a plain path, which type checkers follow too.
     package_dir={"": "."},
     packages=find_packages(include=["engine", "engine.*", "native", "native.*", "mr", "mr.*"]),
-    package_data={"engine": ["machines.toml"], "native": ["*.pxd", "*.pyx", "*.h"]},
+    package_data={"engine": ["machines.toml", "templates/*"], "native": ["*.pxd", "*.pyx", "*.h"]},
     install_requires=pinned(
         "torch", "horovod", "mpi4py", "numpy", "h5py", "hdf5plugin", "mrjob", "xxhash", "safetensors", "tqdm", "psutil",
-        "rich",
+        "rich", "Jinja2",
         # mrjob imports distutils, which Debian leaves out of Python and setuptools brings back.
         "setuptools",
     ),
@@ -108,7 +108,7 @@ setup(
         "spark": pinned("pyspark"),
         "emr": pinned("boto3"),
         "engines": pinned("pyspark", "boto3", "moto"),
-        # For --plot of engine.simulate and engine.cost, and for engine.sweep's picture; make setup leaves it out, so it is in no list of constraints.
+        # For pictures of engine.simulate, cost and sweep; make setup leaves it out, so it is in no list of constraints.
         "plot": ["matplotlib==3.10.8"],
         # For python -m benchmarks.baseline; left out of make setup too.
         "baseline": ["scikit-learn==1.9.1"],

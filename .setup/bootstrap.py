@@ -222,7 +222,7 @@ def check_machine(setup: Setup) -> int:
     for problem in problems:
         fail(problem, 2)
     if not problems:
-        for note in preflight.find_notes(setup.root):
+        for note in preflight.find_notes(setup.root, os.environ):
             setup.console.say(note)
     return 2 if problems else 0
 

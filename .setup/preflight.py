@@ -20,6 +20,8 @@ DISK_NEEDED = 3 * GIB
 DISK_FOR_CUDA_TORCH = 12 * GIB
 CACHE_NEEDED = GIB
 COMPILE_SECONDS = 60
+# As in tests/chromium.py.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 
 FreeSpace = Callable[[Path], int]
 
@@ -54,15 +56,22 @@ def find_problems(root: Path, cache: Path, environ: Mapping[str, str], free: Fre
     return [problem for problem in problems if problem is not None]
 
 
-def find_notes(root: Path, free: FreeSpace = free_space) -> list[str]:
-    """What may go wrong later, without being wrong now."""
+def find_notes(root: Path, environ: Mapping[str, str], free: FreeSpace = free_space) -> list[str]:
+    """What may go wrong later, or is left out, without being wrong now."""
+    notes = []
     available = free(root)
     if DISK_NEEDED <= available < DISK_FOR_CUDA_TORCH:
-        return [
+        notes.append(
             f"note: {available / GIB:.1f} GiB are free: enough for a CPU build of torch, not for a CUDA build "
             f"({DISK_FOR_CUDA_TORCH // GIB} GiB), in case that is what pip picks here"
-        ]
-    return []
+        )
+    names = [environ["CHROMIUM"]] if environ.get("CHROMIUM") else BROWSERS
+    if not any(shutil.which(name, path=environ.get("PATH")) for name in names):
+        notes.append(
+            "note: no Chromium is found, so the tests of reports in a browser are skipped: install it for them "
+            "(Debian: apt-get install chromium), or name one with CHROMIUM=; nothing else needs it"
+        )
+    return notes
 
 
 def _platform_problem() -> str | None:

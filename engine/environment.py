@@ -218,3 +218,12 @@ def _quota_of(group: Path) -> float:
     except (OSError, ValueError, ZeroDivisionError):
         return float("inf")
     return cores if cores > 0 else float("inf")
+
+
+def processor() -> str:
+    """The name of this host's CPU, empty where the kernel does not tell it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.class_names import CLASS_NAMES as CLASS_NAMES
 from engine.config import ModelConfig
 
-CLASS_NAMES = {2: ("negative", "positive"), 5: ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")}
 POSITIVE_STARS = 4
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.balance import Achieved
 from engine.display import Display
+from engine.speed import ProfilePoint
 from engine.timing import STARVED
 from engine.watch import Watch
 
@@ -104,6 +105,12 @@ def gain_event(step: int, achieved: Achieved) -> dict[str, Any]:
         "predicted_gain": achieved.predicted_gain,
         "achieved_gain": achieved.achieved_gain,
     }
+
+
+def profile_event(step: int, profiles: Sequence[Sequence[ProfilePoint]]) -> dict[str, Any]:
+    """The "profile" event: per rank, what batches took in the start-up profile, as [padded length, rows, seconds]."""
+    points = [[[point.bound, point.rows, point.seconds] for point in rank] for rank in profiles]
+    return {"event": "profile", "step": step, "points": points}
 
 
 def epoch_event(

@@ -18,7 +18,7 @@ import numpy as np
 from engine.balance import EPOCH_THRESHOLD, Balancer, Decision
 from engine.errors import UsageError
 from engine.input import READ_AHEAD
-from engine.progress import gain_event, shares_event
+from engine.progress import gain_event, profile_event, shares_event
 from engine.reduction import wait_for
 from engine.session import Session
 from engine.shares import Table, as_table, even_shares, mean_shares, proportional_shares
@@ -127,6 +127,7 @@ class Rebalancer:
         decision = None
         if profiles is not None:
             self._balancer = Balancer(self._bounds, self._batches, self.table, self._caps, profiles)
+            self._events.append(profile_event(total_steps, profiles))
             decision = None if keep else self._balancer.decide(total_steps, self._every, EPOCH_THRESHOLD)
             if decision is not None:
                 self._record(decision, total_steps, total_steps + 1, "start-up profile: ")

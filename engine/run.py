@@ -21,6 +21,7 @@ import native
 from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
 from engine.display import Display
+from engine.environment import processor
 from engine.errors import CheckpointError, Preempted, TrainingError, UsageError
 from engine.input import ReviewSource
 from engine.journal import Journal, read_journal
@@ -30,11 +31,13 @@ from engine.model import ReviewModel
 from engine.plan import Plan
 from engine.precision import weight_type
 from engine.progress import Hooks
+from engine.report import write_report_or_warn
 from engine.resume import find_checkpoint
 from engine.session import Session
 from engine.signals import StopSignals
 from engine.stage import stage
 from engine.tensorboard import TensorBoard, require_tensorboard
+from engine.timeline import Timeline
 from engine.told import lines_of
 from engine.trace import Trace
 from engine.trainer import Trainer
@@ -82,6 +85,7 @@ class Run:
         self._saved_at = time.monotonic()
         self._signals = StopSignals(session.heartbeat)
         self._trace = self._make_trace()
+        self._timeline = Timeline()
         self._trainer = self._build(checkpoint)
         self._display.watch(
             session, self._trainer.hooks.watch, lambda: self._trainer.shares, lambda: self._signals.number
@@ -112,6 +116,7 @@ class Run:
         source = ReviewSource(
             self.data, self._trainer.plan, partial(classes_of, classes=config.model.classes), session.device
         )
+        self._timeline.start(progress.seconds)
         try:
             self._trainer.fit(source, config.epochs)
         except Preempted:
@@ -245,6 +250,7 @@ class Run:
                 record=self._record,
                 validate=self._validate,
                 save=self._save,
+                timed=self._timeline.add,
                 checkpoint_due=self._checkpoint_due,
                 stop_asked=lambda: self._signals.number,
                 enough=self._enough,
@@ -291,6 +297,8 @@ class Run:
         write_durably(self.out / "config.json", (json.dumps(self.config.to_json(), indent=1) + "\n").encode())
 
     def _record(self, event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            event = {**event, "time": time.time()}
         for take in self._listeners:
             take(event)
         for line in lines_of(event, self.session.size):
@@ -299,7 +307,13 @@ class Run:
     def _record_start(self) -> None:
         session = self.session
         everyone = session.comm.gather(
-            {"host": socket.gethostname(), "device": _device_name(session.device), "threads": session.threads}, root=0
+            {
+                "host": socket.gethostname(),
+                "device": _device_name(session.device),
+                "threads": session.threads,
+                "processor": processor(),
+            },
+            root=0,
         )
         if not session.root:
             return
@@ -313,6 +327,13 @@ class Run:
                 "ranks": session.size,
                 "hosts": everyone,
                 "dataset_digest": self.data.digest,
+                "dataset": {
+                    "rows": {"train": len(self.data), "validation": len(self._validation)},
+                    "words": self.data.manifest["vocabulary"]["words"],
+                    "bounds": self.data.bounds,
+                    "bucket_rows": [shape.rows for shape in self.data.layout],
+                },
+                "parameters": sum(weights.numel() for weights in self.model.parameters()),
                 "shares": shares,
                 "time": time.time(),
             }
@@ -326,13 +347,20 @@ class Run:
                     "step": self._trainer.progress.total_steps,
                     "status": status,
                     "weights_digest": weights_digest(self.model),
+                    "time": time.time(),
                     **more,
                 }
             )
             if self._metrics.unwritten():
                 self._display.say(f"warning: {self._metrics.path}: {self._metrics.unwritten()} lines are lost")
+            if self._trainer.progress.epoch:
+                write_report_or_warn(self.out, self._display.say)
 
     def _validate(self, shares: Sequence[int]) -> dict[str, Any] | None:
+        done = self._trainer.progress
+        times = self._timeline.collect(self.session.comm, done.total_steps, done.epoch + 1, done.seconds)
+        if times is not None:
+            self._metrics.append(times)
         if not len(self._validation):
             return None
         return measure(

@@ -115,9 +115,14 @@ class TestPreflight:
         assert word in problem
 
     def test_little_disk_is_enough_for_cpus_and_says_so(self, preflight: Any, tmp_path: Path) -> None:
-        (note,) = preflight.find_notes(tmp_path, lambda path: 5 * preflight.GIB)
+        environ = {"PATH": str(executable(tmp_path / "chromium", "exit 0").parent)}
+        (note,) = preflight.find_notes(tmp_path, environ, lambda path: 5 * preflight.GIB)
         assert "CUDA" in note
-        assert preflight.find_notes(tmp_path, lambda path: 50 * preflight.GIB) == []
+        assert preflight.find_notes(tmp_path, environ, lambda path: 50 * preflight.GIB) == []
+
+    def test_a_missing_browser_is_a_note_with_its_cure(self, preflight: Any, tmp_path: Path) -> None:
+        (note,) = preflight.find_notes(tmp_path, {"PATH": str(tmp_path)}, lambda path: 50 * preflight.GIB)
+        assert "apt-get install chromium" in note
 
 
 class TestFindPython:
