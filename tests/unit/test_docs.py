@@ -126,8 +126,11 @@ def test_every_command_and_option_exists():
         if importlib.util.find_spec(module) is None:
             raise AssertionError(f"{module}: there is no such module ({list(options.values())})")
         for option, place in options.items():
+            # A sweep takes the options of the trainings too.
+            takes = [module, "engine.train"] if module == "engine.sweep" else [module]
             if module in helps():
-                assert option in options_in(helps()[module]), f"{place}: {module} has no {option}"
+                known = set().union(*(options_in(helps()[name]) for name in takes))
+                assert option in known, f"{place}: {module} has no {option}"
 
 
 def test_every_option_named_alone_exists():
