@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mr import forking, sample
+from mr import sample
 from mr.cli import main
 from mr.forking import LEAST_MAPPER_BYTES, LEAST_PART_BYTES, ForkingRunner, InlineRunner
 from native.format import read_manifest
@@ -44,7 +44,7 @@ def test_many_cores_do_not_make_many_tasks_of_little_input(tmp_path, jobs):
 
 @pytest.mark.parametrize("cores", [1, 3, 30, 4096])
 def test_tasks_and_files_grow_with_the_input_and_not_with_the_square_of_the_cores(tmp_path, jobs, monkeypatch, cores):
-    monkeypatch.setattr(forking, "run_tasks", lambda tasks, _: [task() for task in tasks])  # not 4096 processes
+    monkeypatch.setattr(ForkingRunner, "_run_multiple", InlineRunner._run_multiple)  # not 4096 processes
     data = b"".join(sample.lines(4000, 1))
     run(tmp_path, data, "-r", "local", "--cores", str(cores))
     size = 2 * len(data)  # what a job hands on is never twice as large
