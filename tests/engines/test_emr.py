@@ -142,8 +142,9 @@ def check_step(step: dict, s3, lines: list[bytes]) -> None:
         assert setting in arguments
     folder = option["-input"].removesuffix("/input")
     assert option["-output"] == f"{folder}/output/"
-    key = option["-input"].removeprefix("s3://bucket/") + "/shard-00000"
-    shard = s3.get_object(Bucket="bucket", Key=key)["Body"].read()
+    prefix = option["-input"].removeprefix("s3://bucket/") + "/"
+    (item,) = s3.list_objects_v2(Bucket="bucket", Prefix=prefix)["Contents"]
+    shard = s3.get_object(Bucket="bucket", Key=item["Key"])["Body"].read()
     assert shard == b"".join(b"0\t%d\t%s" % (number, line) for number, line in enumerate(lines, 1))
     script, settings = (entry.rpartition("#")[0] for entry in option["-files"].split(","))
     assert b"class CleanJob" in s3.get_object(Bucket="bucket", Key=script.removeprefix("s3://bucket/"))["Body"].read()
