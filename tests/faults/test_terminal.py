@@ -60,6 +60,11 @@ def end(screen: Screen, job: subprocess.Popen[bytes]) -> int:
 def assert_sane(screen: Screen, before: list[object]) -> None:
     """Nothing of a view is left, and the terminal is as it was."""
     assert not any("━" in line or "rows/s  " in line for line in screen.lines())
+    assert_usable(screen, before)
+
+
+def assert_usable(screen: Screen, before: list[object]) -> None:
+    """The terminal is as it was."""
     assert not screen.screen.cursor.hidden
     assert screen.escapes() <= HARMLESS
     assert termios.tcgetattr(screen.fd) == before
@@ -71,7 +76,8 @@ def ranks_shown(screen: Screen) -> set[str]:
 
 def test_two_ranks_are_seen_through_mpirun_and_leave_a_sane_terminal(screen, data, tmp_path):
     before = termios.tcgetattr(screen.fd)
-    job = start(screen, *command(2, *options(data, tmp_path / "run")), "--epochs", 10)
+    # Some 15 s on a machine that does nothing else: ranks tell of themselves once a second.
+    job = start(screen, *command(2, *options(data, tmp_path / "run")), "--epochs", 60)
     screen.wait_for(lambda: ranks_shown(screen) == {"0", "1"}, "a line with figures of each rank")
     assert screen.shows("epoch ")
     assert COLOR.search(screen.raw)
@@ -97,7 +103,8 @@ def test_control_c_leaves_one_line_and_a_sane_terminal(screen, data, tmp_path):
     before = termios.tcgetattr(screen.fd)
     alone = [sys.executable, "-m", "engine.train", "--device", "cpu", "--threads", "1"]
     job = start(screen, *alone, *options(data, tmp_path / "run"), "--epochs", 10_000)
-    screen.wait_for(lambda: screen.shows("epoch 2/10000"), "the second epoch")
+    later = re.compile(r"epoch ([2-9]|\d\d+)/10000")  # each one is over sooner than the view is drawn again
+    screen.wait_for(lambda: later.search("\n".join(screen.lines())), "a later epoch")
     screen.type(b"\x03")
     assert end(screen, job) == 130
     assert len(re.findall(r"engine\.train: rank 0 on \S+ interrupted; the same command goes on", screen.text())) == 1
@@ -114,13 +121,15 @@ def test_a_failed_run_tells_why_beneath_what_it_said(screen, data, tmp_path):
     assert_sane(screen, before)
 
 
-def test_a_rank_that_is_killed_is_named_on_a_sane_terminal(screen, data, tmp_path):
+def test_a_rank_that_is_killed_is_named_on_a_usable_terminal(screen, data, tmp_path):
     before = termios.tcgetattr(screen.fd)
     job = start(screen, *command(2, *options(data, tmp_path / "run")), "--epochs", 10_000)
     screen.wait_for(lambda: ranks_shown(screen) == {"0", "1"}, "both ranks")
     ranks_of(job)[1].kill()
     assert end(screen, job) != 0
-    assert_sane(screen, before)
+    assert "signal 9" in screen.text()
+    # mpirun may end rank 0 before it can take its last picture away.
+    assert_usable(screen, before)
 
 
 def test_a_pipe_gets_plain_lines_by_time(data, tmp_path):
@@ -141,5 +150,6 @@ def test_what_a_run_can_record_is_recorded(data, tmp_path):
     assert_sound(json.loads((out / "trace-20-30.json").read_text()), 2, range(20, 31))
     assert {e["name"] for e in json.loads((out / "horovod-timeline.json").read_text()) if "name" in e} > {"ALLREDUCE"}
     assert {path.name for path in out.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "trace-20-30.json", "horovod-timeline.json"
+        "checkpoints", "config.json", "metrics.jsonl", "report.html",
+        "tensorboard", "trace-20-30.json", "horovod-timeline.json",
     }  # fmt: skip
