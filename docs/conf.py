@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     # Attributes that show where they come from, and are of no use without the rest of the engine.
     (
         r"py:.*",
-        r"engine\.heartbeat\.Heartbeat|engine\.log\.Display|native\.reader\.ChunkReader|native\.vocabulary\.WordTable",
+        r"engine\.heartbeat\.Heartbeat|(engine\.display\.)?Display|(engine\.watch\.)?Watch|(engine\.trace\.)?Trace|native\.reader\.ChunkReader|native\.vocabulary\.WordTable",
     ),
 ]
 
