@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from native.dataset import Dataset
 
@@ -44,22 +45,34 @@ def word_vectors(data: Dataset, size: int) -> np.ndarray:
     Raises:
         DatasetError: damaged data.
     """
-    counts_VC = _count(data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the bits of a product hang on the number of threads, and the trajectory on the bits
+    try:
+        return _reduced(_count(data), size)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _reduced(counts_VC: np.ndarray, size: int) -> np.ndarray:
+    """Vectors of so many numbers from counts, which are overwritten."""
     total_V, total_C = counts_VC.sum(axis=1, dtype=np.float64), counts_VC.sum(axis=0, dtype=np.float64) ** _SMOOTHING
     total_C /= max(total_C.sum(), 1e-30)
     gram_CC = np.zeros((counts_VC.shape[1],) * 2)
     for first in range(0, len(counts_VC), _BLOCK):
         rows = slice(first, first + _BLOCK)
         _inform(counts_VC[rows], total_V[rows], total_C)
-        gram_CC += counts_VC[rows].T @ counts_VC[rows]
-    squares_C, directions_CC = np.linalg.eigh(gram_CC)  # of the singular values, from the least upwards
+        block_BC = torch.tensor(counts_VC[rows])
+        gram_CC += (block_BC.T @ block_BC).numpy()
+    squares_C, directions_CC = (
+        part.numpy() for part in torch.linalg.eigh(torch.tensor(gram_CC))
+    )  # of the singular values, from the least upwards
     kept = min(size, len(squares_C))
     squares_K, directions_CK = squares_C[::-1][:kept], directions_CC[:, ::-1][:, :kept]
     # A direction's sign is any; the largest number of each is made positive, so that equal data give equal vectors.
     signs_K = np.sign(directions_CK[np.abs(directions_CK).argmax(axis=0), np.arange(kept)])
     weights_CK = directions_CK * (signs_K / np.maximum(squares_K, 1e-12) ** 0.25)
     found = np.zeros((len(counts_VC), size), np.float32)
-    found[:, :kept] = counts_VC @ weights_CK.astype(np.float32)
+    found[:, :kept] = (torch.tensor(counts_VC) @ torch.tensor(weights_CK, dtype=torch.float32)).numpy()
     deviation = float(found[_FIRST_WORD:_FREQUENT].std())
     return found / deviation if deviation else found
 
