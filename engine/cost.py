@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.command import run_alone
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.cost_check import check, describe_check
 from engine.cost_inputs import question_of
 from engine.cost_machines import read_catalogue

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import diagnosis
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.environment import launcher_rank, local_size, prepare_environment, usable_cores
 from engine.errors import UsageError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.command import run_alone
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.errors import UsageError
 from engine.losses import CLASS_NAMES
 from engine.saved_model import load_model

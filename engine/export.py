@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine.command import run_alone
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.errors import UsageError
 
 PROGRAM = "engine.export"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.command import run_alone
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.errors import UsageError
 from engine.predict_inputs import argument_texts, blocks_of, file_texts, stream_texts
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.command import run_alone
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.errors import UsageError
 from native.files import write_durably
 

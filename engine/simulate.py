@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.command import run_alone
-from engine.config import _numbers, make_parser
+from engine.command_line import comma_separated, make_parser
 from engine.errors import UsageError
 from engine.optional_plot import plot_if_possible
 from engine.simulation import POLICIES, Run, Scenario, simulate
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_ranks(add: Callable[..., Any]) -> None:
-    numbers = _numbers(float)
+    numbers = comma_separated(float)
     add("--ranks", type=int, metavar="N", help="their number (without --speeds 4 of them, one slower)")
     add(
         "--speeds",
@@ -105,7 +105,7 @@ def _add_ranks(add: Callable[..., Any]) -> None:
         metavar="RANK:STEP",
         help="a rank dies in a step, and the others go on from the last checkpoint; may be repeated",
     )
-    add("--rank-caps", type=_numbers(int), default=(), metavar="A,B,..", help="most rows per rank, 0 for no cap")
+    add("--rank-caps", type=comma_separated(int), default=(), metavar="A,B,..", help="most rows per rank, 0 for no cap")
     add("--metrics", type=Path, metavar="RUN/metrics.jsonl", help="take ranks, speeds and rows from a real run")
     add(
         "--add-speeds",

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.config import make_parser
+from engine.command_line import make_parser
 from engine.errors import UsageError
 from engine.hosts import answering, is_local
 from engine.launcher import Command, Host, ranks_left, read_command

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config import TrainConfig, make_parser
+from engine.command_line import make_parser
+from engine.config import TrainConfig
 from engine.environment import prepare_environment
 from engine.errors import TrainingError, UsageError
 

@@ -9,7 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from engine.config import TrainConfig, flag, parse_train_config
+from engine.command_line import parse_train_config
+from engine.config import TrainConfig, flag
 from engine.errors import UsageError
 
 OWN = ("out", "seed", "data", "resume")

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from engine.config import parse_train_config
+from engine.command_line import parse_train_config
 from engine.environment import prepare_environment
 from engine.errors import UsageError
 

@@ -8,7 +8,7 @@ from helpers import OPTIMIZERS, SIZE, make_model, make_plan, only_several
 
 import engine
 import engine.run
-from engine.config import parse_train_config
+from engine.command_line import parse_train_config
 from engine.losses import ReviewLoss
 from tests.synthetic import write_dataset
 

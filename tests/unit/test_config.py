@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import TrainConfig, parse_train_config
+from engine.command_line import parse_train_config
+from engine.config import TrainConfig
 from engine.errors import UsageError
 
 FROZEN = {
