@@ -123,9 +123,11 @@ def table(found: dict[str, Any]) -> str:
     )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; python -m benchmarks.preprocess --help explains all options")
+        raise UsageError(f"{message}; {self.prog} --help explains all options")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,7 +136,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UsageError: an option is wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.preprocess",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from benchmarks import report
 from benchmarks.harness import ROOT, Progress
+from benchmarks.preprocess import Parser
 from benchmarks.preprocess_input import SEED, generated
 from benchmarks.preprocess_watch import watched
 from benchmarks.report import Target
@@ -32,18 +33,13 @@ MOST_BYTES = 1e9
 """of memory that are aimed at"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; python -m benchmarks.preprocess_memory --help explains all options")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the options.
 
     Raises:
         UsageError: an option is wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.preprocess_memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,7 +33,7 @@ VOCABULARY_WORDS = 10_000
 LENGTH = 256
 
 
-class OriginalJob(MRJob):  # type: ignore[misc]  # mrjob has no types
+class OriginalJob(MRJob):
     """Counts words without --vocabulary; with it, encodes reviews into --folder."""
 
     def configure_args(self) -> None:

@@ -6,7 +6,6 @@ import json
 import platform
 import shlex
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import native
 from engine.checkpoint import Checkpoint, CheckpointFolder, weights_digest
 from engine.config import TrainConfig
 from engine.display import Display
 from engine.environment import processor
-from engine.errors import CheckpointError, Preempted, TrainingError, UsageError
+from engine.errors import CheckpointError, Preempted, UsageError
 from engine.input import ReviewSource
 from engine.journal import Journal, read_journal
 from engine.log import MetricsFile
@@ -33,6 +31,7 @@ from engine.precision import weight_type
 from engine.progress import Hooks
 from engine.report import write_report_or_warn
 from engine.resume import find_checkpoint
+from engine.saver import Saver
 from engine.session import Session
 from engine.signals import StopSignals
 from engine.stage import stage
@@ -69,7 +68,6 @@ class Run:
     def __init__(self, config: TrainConfig, session: Session) -> None:
         self.config, self.session = config, session
         self.out = Path(config.out)
-        self._folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
         self._display = Display(session.root, config.view, config.log_seconds)
         self._metrics = MetricsFile(self.out / "metrics.jsonl", self._display.say)
         self._listeners: list[Callable[[dict[str, Any]], None]] = [self._metrics.append, self._display.event]
@@ -79,10 +77,10 @@ class Run:
         self._vocabulary = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
         versions = {f"version of {name}": version for name, version in _versions().items()}
         session.agree({"dataset digest": self.data.digest, **versions, **config.shared()})
-        checkpoint = find_checkpoint(config, session, self._folder, self._facts(), self._display)
-        # Score and step of the best checkpoint so far.
-        self._best: dict[str, Any] | None = checkpoint.values["best"] if checkpoint else None
-        self._saved_at = time.monotonic()
+        folder = CheckpointFolder(self.out / "checkpoints", config.keep_checkpoints)
+        checkpoint = find_checkpoint(config, session, folder, self._facts(), self._display)
+        best = checkpoint.values["best"] if checkpoint else None
+        self._saver = Saver(config, session, folder, self._display.say, best)
         self._signals = StopSignals(session.heartbeat)
         self._trace = self._make_trace()
         self._timeline = Timeline()
@@ -129,13 +127,14 @@ class Run:
         self._finish_trace()
         self._record_end("finished")
         if progress.epoch < config.epochs:
+            best = self._saver.best_epoch(self._trainer.plan.steps_per_epoch)
             self._display.say(
                 f"{self.out}: stopped after epoch {progress.epoch} of {config.epochs}: none of the last "
-                f"{config.patience} was better on the validation split than epoch {self._best_epoch()}"
+                f"{config.patience} was better on the validation split than epoch {best}"
             )
         self._display.say(
             f"{self.out}: finished; next: python -m engine.evaluate --data {shlex.quote(config.data)} "
-            f"--checkpoint {shlex.quote(str(self.out / 'checkpoints' / 'best'))}"
+            f"--checkpoint {shlex.quote(str(self._saver.best_checkpoint))}"
         )
 
     def close(self) -> None:
@@ -290,8 +289,7 @@ class Run:
     def _prepare_out(self, total_steps: int) -> None:
         """Cut RUN back to the step that training goes on from."""
         self._metrics.cut(total_steps if total_steps else None)
-        if not self._folder.go_on_from(total_steps, self._best["step"] if self._best else None):
-            self._best = None
+        self._saver.go_on_from(total_steps)
         if self.config.tensorboard:
             self._listeners.append(TensorBoard(self.out / "tensorboard", total_steps, self._display.say).record)
         write_durably(self.out / "config.json", (json.dumps(self.config.to_json(), indent=1) + "\n").encode())
@@ -306,15 +304,8 @@ class Run:
 
     def _record_start(self) -> None:
         session = self.session
-        everyone = session.comm.gather(
-            {
-                "host": socket.gethostname(),
-                "device": _device_name(session.device),
-                "threads": session.threads,
-                "processor": processor(),
-            },
-            root=0,
-        )
+        place = dict(zip(("host", "device", "threads"), session.place, strict=True))
+        everyone = session.comm.gather({**place, "processor": processor()}, root=0)
         if not session.root:
             return
         shares = list(self._trainer.shares)
@@ -374,59 +365,24 @@ class Run:
             sum_over_ranks=self.session.sum_array,
         )
 
-    def _best_epoch(self) -> int:
-        return self._best["step"] // self._trainer.plan.steps_per_epoch if self._best else 0
-
     def _enough(self) -> bool:
-        """Whether as many epochs as --patience allows have brought no better score; asked between epochs."""
-        patience = self.config.patience
-        return bool(patience and self._best and self._trainer.progress.epoch - self._best_epoch() >= patience)
+        """Asked between epochs, on rank 0."""
+        return self._saver.enough(self._trainer.progress.epoch, self._trainer.plan.steps_per_epoch)
 
     def _checkpoint_due(self, total_steps: int) -> bool:
-        every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
-        return bool(
-            self._signals.take_continued()
-            or (every and total_steps % every == 0)
-            or (minutes and time.monotonic() - self._saved_at >= minutes * 60)
-        )
+        return self._signals.take_continued() or self._saver.due(total_steps)
 
     def _save(self, figures: dict[str, Any] | None) -> bool:
         """Write a checkpoint; after an epoch (figures not None) it may be the best so far. Whether it was written."""
-        tensors, values = self._trainer.state()
-        problem = self._write(tensors, values, figures) if self.session.root else None
-        self._saved_at = time.monotonic()
-        problem = self.session.comm.bcast(problem, root=0)
-        if problem and self._trainer.progress.epoch >= self.config.epochs:
-            raise TrainingError(f"{problem}; the trained model is lost, the checkpoint before it still loads")
-        if problem:
-            self._display.say(f"warning: {problem}; training goes on, the checkpoint before it still loads")
-        return not problem
-
-    def _write(self, tensors: dict[str, Tensor], values: dict[str, Any], figures: dict[str, Any] | None) -> str | None:
-        """Write a checkpoint; what went wrong, or None."""
-        step, best = self._trainer.progress.total_steps, self._best
-        if figures is not None:
-            # Without a validation split every epoch counts as the best so far.
-            score = [figures["macro_f1"], -figures["loss"]] if figures else []
-            if best is None or not score or score > best["score"]:
-                best = {"score": score, "step": step}
-        words = torch.frombuffer(bytearray(self._vocabulary), dtype=torch.uint8) if self._vocabulary else torch.zeros(0)
-        values |= {
+        about = {
             "config": self.config.to_json(),
             "class_weights": self.loss.class_weights,
             "text": self.data.manifest["text"],
             "ids": self.data.ids,
             "dataset": self._facts(),
-            "best": best,
             "versions": _versions(),
         }
-        whole = Checkpoint({**tensors, "vocabulary": words.byte()}, values)
-        try:
-            self._folder.save(whole, step, best is not None and best["step"] == step)
-        except OSError as error:
-            return f"{self._folder.folder}: no checkpoint could be written at step {step} ({error.strerror})"
-        self._best = best
-        return None
+        return self._saver.save(self._trainer, about, self._vocabulary, figures)
 
 
 def _versions() -> dict[str, str]:
@@ -438,7 +394,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
