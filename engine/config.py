@@ -235,9 +235,10 @@ class TrainConfig:
         0, "steps over which the learning rate rises linearly from 0", metavar="STEPS", may_change=True
     )
     schedule: str = option(
-        "linear",
-        "the learning rate after warm-up: constant, or falling to 0 at the end of --epochs on a line or half a cosine",
-        choices=("constant", "linear", "cosine"),
+        "inverse",
+        "the learning rate after warm-up: constant, falling as 1 / (1 + epochs done), or falling to 0 at the end of "
+        "--epochs on a line or half a cosine, so that a run of more epochs is another one from the start",
+        choices=("constant", "inverse", "linear", "cosine"),
         may_change=True,
     )
     patience: int = option(

@@ -57,7 +57,7 @@ class Trainer:
         compression: "none", or "fp16": gradients travel as 16-bit numbers, and are no longer exact.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         warmup_steps: steps over which the learning rate rises from 0.
-        schedule: the learning rate after that: "constant", "linear" or "cosine" (see LearningRate).
+        schedule: the learning rate after that: "constant", "inverse", "linear" or "cosine" (see LearningRate).
         precision: "float64", "float32", "bfloat16" or "float16".
         log_every: steps between "step" events.
         on_nonfinite: "stop", or "skip" steps whose loss or gradient is not a finite number.
@@ -94,7 +94,7 @@ class Trainer:
         self.progress = Progress()
         self.hooks = hooks or Hooks()
         self._clip_norm, self._log_every, self._journal = clip_norm, log_every, journal
-        self._rate = LearningRate(optimizer, schedule, warmup_steps)
+        self._rate = LearningRate(optimizer, schedule, warmup_steps, plan.steps_per_epoch)
         self._total_steps = 0
         # First of all: an option that only one rank refuses must not leave the others waiting.
         session.agree(

@@ -43,7 +43,7 @@ FROZEN = {
     "momentum": 0.9,
     "weight_decay": 0.0,
     "warmup_steps": 0,
-    "schedule": "linear",
+    "schedule": "inverse",
     "patience": 0,
     "clip_norm": 1.0,
     "word_vectors": "cooccurrence",

@@ -13,7 +13,7 @@ from engine.schedule import LearningRate
 def make(kind: str, warmup: int = 0) -> tuple[LearningRate, torch.optim.Optimizer]:
     first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": [second], "lr": 2.0}])
-    return LearningRate(optimizer, kind, warmup), optimizer
+    return LearningRate(optimizer, kind, warmup, epoch_steps=2), optimizer
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -24,6 +24,7 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
     ("kind", "expected"),
     [
         ("constant", [1, 1, 1, 1]),
+        ("inverse", [1, 2 / 3, 1 / 2, 2 / 5]),
         ("linear", [1, 0.75, 0.5, 0.25]),
         ("cosine", [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
     ],
@@ -40,6 +41,7 @@ def test_rise_and_fall(kind, expected, warmup):
 def test_a_run_that_goes_on_beyond_its_steps_ends_at_0_and_not_below():
     rate, _ = make("cosine")
     assert [rate.factor(step, 4) for step in (4, 5, 100)] == [0, 0, 0]
+    assert make("inverse")[0].factor(100, 4) == make("inverse")[0].factor(100, 1000) == 2 / 102
     assert [make("linear")[0].factor(step, 4) for step in (4, 100)] == [0, 0]
     assert make("linear", 10)[0].factor(10, 10) == 1.0  # nothing is left to fall over
 
