@@ -84,6 +84,8 @@ def scalars(event: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """What an event of metrics.jsonl says in numbers, by TensorBoard's tags."""
     if event["event"] == "step":
         yield "train/loss", event["loss"]
+        if "learning_rate" in event:
+            yield "train/learning rate", event["learning_rate"]
     elif event["event"] == "gain":
         yield "balance/predicted gain", event["predicted_gain"]
         yield "balance/achieved gain", event["achieved_gain"]

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.mpi
 def train(session, dataset, tmp_path) -> tuple[Path, list[dict]]:
     out = Path(session.comm.bcast(str(tmp_path), root=0)) / "run"
     model = ModelConfig(embedding_size=6, hidden_size=5)
-    Run(TrainConfig(data=str(dataset), out=str(out), epochs=2, batch_size=48, model=model), session).train()
+    Run(
+        TrainConfig(data=str(dataset), out=str(out), epochs=2, batch_size=48, log_every=1, model=model), session
+    ).train()
     session.comm.Barrier()
     return out, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -41,6 +43,10 @@ def test_a_run_leaves_a_report_of_what_its_ranks_did(session, dataset, tmp_path)
         assert times["longest_ready_seconds"] <= times["seconds"]
         assert times["least_wait_seconds"] <= min(epoch["wait_seconds"]) * (1 + 1e-9)
         assert sum(times["last_steps"]) >= steps
+    rates = [event["learning_rate"] for event in events if event["event"] == "step"]
+    per_epoch = epochs[0]["step"]
+    assert rates == pytest.approx([0.002 / (1 + done / per_epoch) for done in range(2 * per_epoch)])
+    assert "Learning rate" in page
     if session.size > 1:
         (profile,) = [event["points"] for event in events if event["event"] == "profile"]
         assert len(profile) == session.size

@@ -51,10 +51,11 @@ def read(folder: Path) -> list[tuple[str, int, float]]:
 def test_figures_are_read_back(tmp_path):
     board = TensorBoard(tmp_path / "tensorboard", 0, pytest.fail)
     board.record({"event": "start", "step": 0})
-    board.record({"event": "step", "step": 10, "epoch": 1, "loss": 0.625})
+    board.record({"event": "step", "step": 10, "epoch": 1, "loss": 0.625, "learning_rate": 0.25})
     board.record(EPOCH)
     found = {(tag, step): value for tag, step, value in read(tmp_path / "tensorboard")}
     assert found["train/loss", 10] == 0.625
+    assert found["train/learning rate", 10] == 0.25
     assert found["validation/accuracy", 20] == 0.5
     assert found["speed/rows per second", 20] == 250.0
     assert found["shares/rank 0", 20] == 30
