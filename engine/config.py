@@ -241,6 +241,13 @@ class TrainConfig:
         choices=("constant", "inverse", "linear", "cosine"),
         may_change=True,
     )
+    average_decay: float = option(
+        0.99,
+        "what is left of a running average of the weights at each step; the average is what is validated and used "
+        "afterwards, training goes on from the weights themselves; 0: no average",
+        metavar="D",
+        may_change=True,
+    )
     patience: int = option(
         0,
         "epochs without a better score (macro-F1 on the validation split) after which training ends early; 0: never",
@@ -284,6 +291,7 @@ class TrainConfig:
         _require(self.threads <= 1024, "threads", "at most 1024")
         _require(0 <= self.seed < 1 << 63, "seed", "at least 0 and below 2^63")
         _require(self.learning_rate > 0, "learning_rate", "above 0")
+        _require(0 <= self.average_decay < 1, "average_decay", "at least 0 and below 1")
         for item in fields(self):
             value = getattr(self, item.name)
             _require(not isinstance(value, float) or math.isfinite(value), item.name, "a finite number")

@@ -9,12 +9,17 @@ from engine.checkpoint import optimizer_state, weights_digest
 from engine.session import Session
 
 
-def send_weights(session: Session, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give all ranks rank 0's parameters, buffers and optimiser state. Collective."""
-    session.broadcast([*model.state_dict().values(), *optimizer_state(optimizer)[0].values()])
+def send_weights(
+    session: Session, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> None:
+    """Give all ranks rank 0's parameters, buffers, optimiser state and average of weights. Collective."""
+    averages = average.state_dict().values() if average is not None else ()
+    session.broadcast([*model.state_dict().values(), *optimizer_state(optimizer)[0].values(), *averages])
 
 
-def make_equal(session: Session, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+def make_equal(
+    session: Session, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> list[int]:
     """Give all ranks rank 0's state where unlike hardware has rounded the same updates differently. Collective.
 
     Returns:
@@ -23,5 +28,5 @@ def make_equal(session: Session, model: nn.Module, optimizer: torch.optim.Optimi
     digests = session.comm.allgather(weights_digest(model))
     different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
-        send_weights(session, model, optimizer)
+        send_weights(session, model, optimizer, average)
     return different

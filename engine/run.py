@@ -175,7 +175,7 @@ class Run:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         try:
-            self._trainer.load_state(checkpoint.part("model"), checkpoint.part("optimizer"), checkpoint.values)
+            self._trainer.load_state(checkpoint.tensors, checkpoint.values)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             # Its digest is right, so it was made so; all ranks hold the same values and come here together.
             raise CheckpointError(
@@ -241,6 +241,7 @@ class Run:
             clip_norm=config.clip_norm,
             warmup_steps=config.warmup_steps,
             schedule=config.schedule,
+            average_decay=config.average_decay,
             precision=config.precision,
             log_every=config.log_every,
             on_nonfinite=config.on_nonfinite,
@@ -355,7 +356,7 @@ class Run:
         if not len(self._validation):
             return None
         return measure(
-            self.model,
+            self._trainer.trained,
             self.loss,
             self._validation,
             self.config.batch_size,

@@ -42,7 +42,7 @@ def load_model(path: Path, device: str = "cpu") -> SavedModel:
         config = ModelConfig.from_json(values["config"]["model"])
         model = ReviewModel(config, values["ids"])
         model.to(weight_type(values["config"]["precision"]))
-        model.load_state_dict(checkpoint.part("model"))
+        model.load_state_dict(checkpoint.part("average") or checkpoint.part("model"))
         words = checkpoint.tensors["vocabulary"].numpy().tobytes()
         text, weights = dict(values["text"]), values["class_weights"]
         loss = ReviewLoss(config, weights)

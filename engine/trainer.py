@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_optimizer_state, optimizer_state
+from engine.averaging import averaged_model
+from engine.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from engine.compute import LocalWork
 from engine.errors import Preempted, TrainingError
 from engine.exchange import Control, GradientExchange
@@ -58,6 +59,7 @@ class Trainer:
         clip_norm: largest norm of the gradient; 0 for no clipping.
         warmup_steps: steps over which the learning rate rises from 0.
         schedule: the learning rate after that: "constant", "inverse", "linear" or "cosine" (see LearningRate).
+        average_decay: what is left of a running average of the weights at each step; 0 for no average.
         precision: "float64", "float32", "bfloat16" or "float16".
         log_every: steps between "step" events.
         on_nonfinite: "stop", or "skip" steps whose loss or gradient is not a finite number.
@@ -83,6 +85,7 @@ class Trainer:
         clip_norm: float = 0.0,
         warmup_steps: int = 0,
         schedule: str = "constant",
+        average_decay: float = 0.0,
         precision: str = "float32",
         log_every: int = 50,
         on_nonfinite: str = "stop",
@@ -114,6 +117,7 @@ class Trainer:
                 "--clip-norm": clip_norm,
                 "--warmup-steps": warmup_steps,
                 "--schedule": schedule,
+                "--average-decay": average_decay,
                 "--on-nonfinite": on_nonfinite,
                 "--shares-from": journal,
             }
@@ -123,6 +127,7 @@ class Trainer:
         )
         self.precision = Precision(precision, session.device)
         send_weights(session, model, optimizer)
+        self._average = averaged_model(model, average_decay) if average_decay else None
         self._exchange = GradientExchange(model, session, exchange, compression)
         self._timer = ComputeTimer(session.device)
         self._work = LocalWork(
@@ -135,6 +140,11 @@ class Trainer:
         self._told_micro_steps: list[int] | None = None
         if journal is not None:
             self._work.micro_steps = journal.micro_steps[session.rank]
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model to measure and to use: with the average of the weights, where there is one."""
+        return self._average.module if self._average is not None else self.model
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -279,6 +289,8 @@ class Trainer:
             self._exchange.scale(self._clip_norm / norm)
         self._rate.set(self.progress.total_steps, self._total_steps)
         self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
         return True
 
     def _after_step(self, total: Control, batches: Prefetcher) -> None:
@@ -344,7 +356,7 @@ class Trainer:
         """Validate, choose the next epoch's shares, record the epoch, save."""
         self.hooks.display.end_epoch()
         self.hooks.watch.enter(Phase.VALIDATE)
-        resynced = make_equal(self.session, self.model, self.optimizer)
+        resynced = make_equal(self.session, self.model, self.optimizer, self._average)
         if resynced and self.session.root:
             self.hooks.record({"event": "resync", "step": self.progress.total_steps, "ranks": resynced})
         shares = self.shares
@@ -395,6 +407,8 @@ class Trainer:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         optimizer_tensors, optimizer_values = optimizer_state(self.optimizer)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        if self._average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self._average.module.state_dict().items()}
         return tensors, {
             "progress": asdict(self.progress),
             "schedule": [[list(shares) for shares in table] for table in self._schedule],
@@ -405,16 +419,21 @@ class Trainer:
             "exchange": self._exchange.method,
             "optimizer": optimizer_values,
             "precision": self.precision.state(),
+            "averaged_steps": int(self._average.n_averaged) if self._average is not None else 0,
         }
 
-    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned.
 
         The shares are taken over where they fit: the same number of ranks, balancing on, within the caps; micro-batches
         and cost models where the ranks run on the same hosts and devices, in place of a new profile. Collective.
         """
-        self.model.load_state_dict(model)
-        load_optimizer_state(self.optimizer, optimizer, values["optimizer"])
+        saved = Checkpoint(tensors, values)
+        self.model.load_state_dict(saved.part("model"))
+        load_optimizer_state(self.optimizer, saved.part("optimizer"), values["optimizer"])
+        if self._average is not None:  # a checkpoint without one lets it begin here
+            self._average.module.load_state_dict(saved.part("average") or saved.part("model"))
+            self._average.n_averaged.fill_(values.get("averaged_steps", 0))
         self.precision.load_state(values["precision"])
         self.progress = Progress(**values["progress"])
         self._rate.reset()  # the rates of this run, not those that the checkpoint was trained with

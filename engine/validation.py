@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from engine.input import Prefetcher, ReviewSource
 from engine.losses import ReviewLoss, classes_of
 from engine.metrics import classification_figures, confusion_matrix
-from engine.model import ReviewModel
 from engine.plan import Plan
 from native.dataset import Dataset
 
 
 def measure(
-    model: ReviewModel,
+    model: nn.Module,
     loss: ReviewLoss,
     data: Dataset,
     batch_size: int,
@@ -63,7 +63,7 @@ def measure(
     return {"loss": float(totals[0] / totals[1]) if totals[1] else float("nan"), **figures}
 
 
-def _count(model: ReviewModel, loss: ReviewLoss, inputs: tuple[Any, ...], target: torch.Tensor) -> np.ndarray:
+def _count(model: nn.Module, loss: ReviewLoss, inputs: tuple[Any, ...], target: torch.Tensor) -> np.ndarray:
     scores = model(*inputs)
     losses, weights = loss(scores, target).double(), loss.row_weights(target)
     weight = float(weights.sum()) if weights is not None else float(len(target))

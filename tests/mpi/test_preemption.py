@@ -38,6 +38,7 @@ class Run:
             make_plan(self.data),
             session,
             log_every=1,
+            average_decay=0.9,
             shares=uneven(session.size),
             hooks=engine.Hooks(record=self.events.append, save=self.save, stop_asked=self.stop_asked),
             **options,
@@ -54,11 +55,7 @@ class Run:
     def load(self, saved: Any) -> None:
         # Rank 0 reads the checkpoint for all.
         tensors, values = self.session.comm.bcast(saved, root=0)
-        parts = [
-            {name[len(kind) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(kind + "/")}
-            for kind in ("model", "optimizer")
-        ]
-        self.trainer.load_state(*parts, values)
+        self.trainer.load_state(tensors, values)
 
     def fit(self) -> None:
         self.trainer.fit(self.data, 2)
@@ -90,6 +87,7 @@ def test_stopped_after_any_step_and_gone_on_is_as_if_undisturbed(session, datase
         ]
         assert epochs[0] == epochs[1]
     assert weights_digest(again.trainer.model) == weights_digest(undisturbed.trainer.model)
+    assert weights_digest(again.trainer.trained) == weights_digest(undisturbed.trainer.trained)
 
 
 def test_a_step_of_sigterm_and_sigusr1_on_two_ranks_ends_with_one_status(session, dataset):

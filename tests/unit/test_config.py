@@ -44,6 +44,7 @@ FROZEN = {
     "weight_decay": 0.0,
     "warmup_steps": 0,
     "schedule": "inverse",
+    "average_decay": 0.99,
     "patience": 0,
     "clip_norm": 1.0,
     "word_vectors": "cooccurrence",
