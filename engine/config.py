@@ -97,7 +97,7 @@ class TrainConfig:
     out: str = option(
         help="folder of this run; made when missing, nothing outside it is written", metavar="RUN", may_change=True
     )
-    epochs: int = option(5, "passes over the training split", metavar="N", may_change=True)
+    epochs: int = option(4, "passes over the training split", metavar="N", may_change=True)
     batch_size: int = option(256, "rows of a GLOBAL batch, whatever the number of ranks", metavar="B")
     seed: int = option(7, "seed of the order of rows, the initial weights and dropout", metavar="S")
     balance: str = option(
@@ -226,7 +226,7 @@ class TrainConfig:
         choices=("float64", "float32", "bfloat16", "float16"),
     )
     optimizer: str = option("adam", "update rule", choices=("sgd", "adam", "adamw"))
-    learning_rate: float = option(0.002, "step size after warm-up", metavar="RATE", may_change=True)
+    learning_rate: float = option(0.004, "step size after warm-up", metavar="RATE", may_change=True)
     momentum: float = option(0.9, "momentum of sgd")
     weight_decay: float = option(
         0.0, "how much weights are pulled towards 0 at each step (L2 penalty; decoupled with adamw)"
@@ -235,7 +235,7 @@ class TrainConfig:
         0, "steps over which the learning rate rises linearly from 0", metavar="STEPS", may_change=True
     )
     schedule: str = option(
-        "inverse",
+        "constant",
         "the learning rate after warm-up: constant, falling as 1 / (1 + epochs done), or falling to 0 at the end of "
         "--epochs on a line or half a cosine, so that a run of more epochs is another one from the start",
         choices=("constant", "inverse", "linear", "cosine"),

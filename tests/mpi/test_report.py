@@ -17,9 +17,8 @@ pytestmark = pytest.mark.mpi
 def train(session, dataset, tmp_path) -> tuple[Path, list[dict]]:
     out = Path(session.comm.bcast(str(tmp_path), root=0)) / "run"
     model = ModelConfig(embedding_size=6, hidden_size=5)
-    Run(
-        TrainConfig(data=str(dataset), out=str(out), epochs=2, batch_size=48, log_every=1, model=model), session
-    ).train()
+    some = {"data": str(dataset), "out": str(out), "epochs": 2, "batch_size": 48, "log_every": 1, "model": model}
+    Run(TrainConfig(**some, schedule="inverse"), session).train()
     session.comm.Barrier()
     return out, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -45,7 +44,7 @@ def test_a_run_leaves_a_report_of_what_its_ranks_did(session, dataset, tmp_path)
         assert sum(times["last_steps"]) >= steps
     rates = [event["learning_rate"] for event in events if event["event"] == "step"]
     per_epoch = epochs[0]["step"]
-    assert rates == pytest.approx([0.002 / (1 + done / per_epoch) for done in range(2 * per_epoch)])
+    assert rates == pytest.approx([0.004 / (1 + done / per_epoch) for done in range(2 * per_epoch)])
     assert "Learning rate" in page
     if session.size > 1:
         (profile,) = [event["points"] for event in events if event["event"] == "profile"]
