@@ -1,6 +1,6 @@
 """What each part of the model and of its training brings: each changed alone, three seeds, on the validation split.
 
-    python -m benchmarks.parts REVIEWS... --out FOLDER --result benchmarks/results/parts.json     # about an hour and a half
+    python -m benchmarks.parts REVIEWS... --out FOLDER --result benchmarks/results/parts.json     # 90 minutes
 
 Makes datasets of the reviews, trains today's defaults with a smaller network, and the same with one option changed,
 --jobs trainings at once with a core each. Training does not hang on the number of ranks, so that one rank does. What is

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import balance_plot
 from benchmarks.balance import lines
 from benchmarks.balance_figures import (
     Steps,
@@ -198,6 +199,21 @@ def test_wrong_options_are_told(options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert "benchmarks.balance: error: " in done.stderr
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_picture_is_of_the_committed_figures(tmp_path, capsys, monkeypatch, there):
+    if there:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert balance_plot.main(["--out", str(tmp_path / "balance.png")]) == (0 if there else 2)
+    assert ("matplotlib is missing" in capsys.readouterr().err) is not there
+    assert (tmp_path / "balance.png").exists() is there
+    settings = json.loads((ROOT / "benchmarks" / "results" / "balance.json").read_text())["settings"]
+    shown = balance_plot.chosen(settings)
+    assert len(shown) == 8
+    assert {setting["kind"] for setting in shown} == {"plain"}
 
 
 @pytest.mark.slow
