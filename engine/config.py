@@ -264,9 +264,10 @@ class TrainConfig:
         may_change=True,
     )
     class_weights: str = option(
-        "balanced",
-        "none, balanced (by the training split's classes), or a number per class (2,1)",
-        metavar="none|balanced|A,B,..",
+        "root",
+        "how much a row of each class counts: none: all alike; balanced: every class as much as any other in sum; root: the "
+        "square roots of these weights, between the two; or a number per class (2,1)",
+        metavar="none|balanced|root|A,B,..",
     )
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -320,16 +321,17 @@ class TrainConfig:
         """Weight per class, or None for equal weights.
 
         Args:
-            counts: rows per class in the training split, for 'balanced'; None only checks the option.
+            counts: rows per class in the training split, for 'balanced' and 'root'; None only checks the option.
         """
         if self.class_weights == "none":
             return None
-        if self.class_weights == "balanced":
+        if self.class_weights in ("balanced", "root"):
             if counts is None:
                 return None
             there = sum(1 for count in counts if count)
             # A class that nothing is trained on may still be met in validation.
-            return tuple(sum(counts) / (there * count) if count else 1.0 for count in counts)
+            power = 1.0 if self.class_weights == "balanced" else 0.5
+            return tuple((sum(counts) / (there * count)) ** power if count else 1.0 for count in counts)
         try:
             values = tuple(float(item) for item in self.class_weights.split(","))
         except ValueError:
@@ -337,7 +339,7 @@ class TrainConfig:
         _require(
             len(values) == self.model.classes and all(math.isfinite(v) and v >= 0 for v in values) and sum(values) > 0,
             "class_weights",
-            f"none, balanced, or {self.model.classes} numbers of at least 0",
+            f"none, balanced, root, or {self.model.classes} numbers of at least 0",
         )
         return values
 

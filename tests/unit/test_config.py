@@ -48,7 +48,7 @@ FROZEN = {
     "patience": 0,
     "clip_norm": 1.0,
     "word_vectors": "cooccurrence",
-    "class_weights": "balanced",
+    "class_weights": "root",
     "model": {
         "cell": "lstm",
         "embedding_size": 100,
@@ -136,9 +136,14 @@ def test_traced_steps():
 def test_class_weights():
     assert parse("--class-weights", "none").class_weight_values([1, 3]) is None
     assert parse("--class-weights", "2,1").class_weight_values([1, 3]) == (2.0, 1.0)
-    assert parse().class_weight_values([1, 3]) == (2.0, 4 / 6)
-    assert parse().class_weight_values([0, 3]) == (1.0, 1.0)  # nothing is there to be balanced
-    assert parse("--loss", "mse", "--classes", "5").class_weight_values([0, 2, 0, 2, 4]) == (1, 4 / 3, 1, 4 / 3, 2 / 3)
+    balanced = "--class-weights", "balanced"
+    assert parse(*balanced).class_weight_values([1, 3]) == (2.0, 4 / 6)
+    assert parse(*balanced).class_weight_values([0, 3]) == (1.0, 1.0)  # nothing is there to be balanced
+    five = "--loss", "mse", "--classes", "5"
+    assert parse(*balanced, *five).class_weight_values([0, 2, 0, 2, 4]) == (1, 4 / 3, 1, 4 / 3, 2 / 3)
+    root = parse("--class-weights", "root").class_weight_values([1, 3])
+    assert root is not None
+    assert root == pytest.approx((2**0.5, (4 / 6) ** 0.5))
 
 
 def test_a_resumed_run_may_change_some_options_and_not_others():
