@@ -265,8 +265,8 @@ class TrainConfig:
     )
     class_weights: str = option(
         "root",
-        "how much a row of each class counts: none: all alike; balanced: every class as much as any other in sum; root: the "
-        "square roots of these weights, between the two; or a number per class (2,1)",
+        "how much a row of each class counts: none: all alike; balanced: every class as much as any other in sum; "
+        "root: the square roots of these weights, between the two; or a number per class (2,1)",
         metavar="none|balanced|root|A,B,..",
     )
     model: ModelConfig = field(default_factory=ModelConfig)
