@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 
 LETTER = 7.0
 """width of a letter of the text, about, in pixels"""
+WIDE_LETTER = 8.5
+"""the same for names, which may be short and of wide letters"""
 LINE = 16.0
 LEVELS = 9
 """colours of a heat map: classes h0 to h8"""
@@ -174,8 +176,8 @@ class Bar:
 def bar_chart(frame: Frame, bars: Sequence[Bar], show: Format, thick: float = 16.0) -> Markup:
     """Stacked bars, one below the other; the drawing is as high as they need."""
     most = max((sum(value for _, _, value in bar.parts) for bar in bars), default=0.0) or 1.0
-    letters = min(max((len(bar.name) for bar in bars), default=0), int(frame.width / LETTER / 3))
-    left = LETTER * letters + 10
+    letters = min(max((len(bar.name) for bar in bars), default=0), int(frame.width / WIDE_LETTER / 3))
+    left = WIDE_LETTER * letters + 10
     right = frame.width - LETTER * max((len(bar.text) for bar in bars), default=0) - 8
     body, at = [], 4.0
     for bar in bars:

@@ -54,7 +54,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "alone": [make_run(folder / "alone", ranks=1)],
         "many": [many],
         "began": [make_run(folder / "began", epochs=0)],
-        "several": [usual, many, make_run(folder / "third", ranks=2, options={"batch_size": 12})],
+        "several": [usual, many, make_run(folder / "seed=30", ranks=2, options={"batch_size": 12})],
         "long-names": [make_run(folder / ("x" * 120), host="h" * 150, options={"data": "/" + "long" * 60})],
     }
     for name, given in runs.items():
@@ -134,3 +134,21 @@ def test_printing_shows_what_is_folded_and_prints_on_white(browser, pages, name)
     heights = browser.run(folded)
     assert heights
     assert all(height > 0 for height in heights)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_cut_off_at_the_edge_of_a_printed_page(browser, pages, name):
+    """A4 upright, with the margins that browsers take."""
+    browser.open(pages[name], 715)
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    beyond = browser.run(
+        "[...document.querySelectorAll('table, svg, figure, dd, p')].filter(one => one.checkVisibility() && "
+        "one.getBoundingClientRect().right > innerWidth + 1).map(one => one.textContent.trim().slice(0, 60))"
+    )
+    assert beyond == []
+    cut = browser.run(
+        f"{VISIBLE_CHARTS}.flatMap(chart => [...chart.querySelectorAll('text')].filter(one => {{"
+        "const [box, all] = [one, chart].map(part => part.getBoundingClientRect());"
+        "return box.left < all.left - 1 || box.right > all.right + 1; }).map(one => one.textContent))"
+    )
+    assert cut == []
