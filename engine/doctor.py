@@ -92,7 +92,7 @@ def probe(code: str, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {seconds:g} s"}
+        return {"error": f"no answer within {seconds:g} s; where the machine is busy, ask again"}
     except OSError as error:
         return {"error": str(error)}
     for line in reversed(result.stdout.splitlines()):

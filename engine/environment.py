@@ -18,7 +18,10 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK
 WHEEL_LIBRARY = "libmpi.so.40"
 HOOK_SECONDS = 5.0
 """Horovod calls the hook within a cycle of 1 ms, later only on a host that is very busy"""
-_NOT_REACHED = "Horovod's calls do not reach native.mpi_wait"
+_NOT_REACHED = (
+    f"Horovod's calls did not reach native.mpi_wait within {HOOK_SECONDS:g} s (a very busy host, or an MPI that hides "
+    "them); training goes on and takes more CPU time"
+)
 # glibc's numbers (malloc.h) and values: nothing is mapped for itself, up to 2 GiB of free memory is kept, and memory is
 # taken from the kernel 64 MiB at a time. Beside each, what a user may have set it by.
 MALLOC_OPTIONS = {

@@ -92,7 +92,7 @@ def _loss(record: Record, key: str) -> Figure:
         260,
         borders=[epoch.step for epoch in record.epochs[:-1]] if len(record.epochs) <= 40 else [],
     )
-    chart = line_chart(frame, series, Axis("step", count, least=0.0), Axis("loss", lambda value: f"{value:.2f}"))
+    chart = line_chart(frame, series, Axis("step", count, least=0.0), Axis("loss", figure_of, tell=exact_figure_of))
     note = "Upright lines: ends of epochs." if frame.borders else ""
     return Figure("Loss", note, chart, legend=legend_of(series), lines=True)
 
@@ -118,7 +118,7 @@ def _quality(epochs: Sequence[Epoch], key: str) -> Figure:
         f"{key}-quality", "Accuracy and macro-F1", "On the validation split, by epoch, beside the null classifier.",
         HALF, 260,
     )  # fmt: skip
-    y = Axis("part that is right", lambda value: f"{value:.2f}", most=1.0)
+    y = Axis("part that is right", figure_of, most=1.0, tell=exact_figure_of)
     chart = line_chart(frame, series, Axis("epoch", count, whole=True), y)
     note = "The null classifier always answers the most frequent class."
     return Figure("Accuracy and macro-F1", note, chart, legend=legend_of(series), lines=True)
@@ -359,3 +359,8 @@ def overlay(key: str, title: str, series: Sequence[Series], x: Axis, y: Axis, to
 def figure_of(value: float) -> str:
     """A tick of a loss or a part."""
     return figure(value, 2)
+
+
+def exact_figure_of(value: float) -> str:
+    """A loss or a part that is pointed at, as in the tables."""
+    return figure(value, 4)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from engine.report_charts import Figure, figure_of, overlay, parts_figure
+from engine.report_charts import Figure, exact_figure_of, figure_of, overlay, parts_figure
 from engine.report_record import number
 from engine.report_run import RunView
 from engine.report_summary import best_epoch
@@ -142,7 +142,10 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
             if points:
                 series.append(Series(run.name, points, f"c{place}", dots=True))
         if series:
-            x, y = Axis("epoch", count, whole=True), Axis(name.replace("macro_f1", "macro-F1"), figure_of)
+            x, y = (
+                Axis("epoch", count, whole=True),
+                Axis(name.replace("macro_f1", "macro-F1"), figure_of, tell=exact_figure_of),
+            )
             found.append(overlay(key, title, series, x, y, f"{title}, of {several(len(series), 'run')}.", note))
     series = []
     for place, run in enumerate(shown):
@@ -152,7 +155,7 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
         if points:
             series.append(Series(run.name, points, f"c{place}", dots=True))
     if series:
-        x, y = Axis("time of steps", duration, least=0.0), Axis("validation loss", figure_of)
+        x, y = Axis("time of steps", duration, least=0.0), Axis("validation loss", figure_of, tell=exact_figure_of)
         title = "Validation loss by time"
         found.append(overlay("cmp-time", title, series, x, y, f"{title} spent in steps, at each epoch's end.", note))
     return found

@@ -235,7 +235,7 @@ def what_slowed(record: Record, times: RunTimes | None) -> str:
         found.append(
             (parts.exchange, f"exchanging gradients took {percent(parts.exchange / seconds)}, on all ranks alike")
         )
-    if parts.rest >= 2 * NOTABLE * seconds:
+    if parts.rest >= NOTABLE * seconds:
         found.append((parts.rest, f"optimizer, clipping and the rest took {percent(parts.rest / seconds)}"))
     factor = times.efficiency.batch_size
     if factor is not None and factor < 1 - NOTABLE:
@@ -287,8 +287,9 @@ def balancing(record: Record) -> str:
     if known:
         predicted = sum(one.predicted or 0.0 for one in known) / len(known)
         achieved = sum(one.achieved or 0.0 for one in known) / len(known)
+        means = " (means)" if len(known) > 1 else ""
         which = several(len(known), "change") + (" that was judged" if len(known) == 1 else " that were judged")
-        text += f" {which} promised {signed_percent(predicted)} and brought {signed_percent(achieved)} (means)."
+        text += f" {which} promised {signed_percent(predicted)} and brought {signed_percent(achieved)}{means}."
     return text
 
 

@@ -35,6 +35,8 @@ class Axis:
     most: float | None = None
     whole: bool = False
     """ticks at whole numbers only"""
+    tell: Format | None = None
+    """for a value that is pointed at, and for ticks that `show` does not tell apart; None: as they are shown"""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,14 @@ def line_chart(frame: Frame, series: Sequence[Series], x: Axis, y: Axis) -> Mark
     room = 10.0 if frame.marks else 0.0
     top, bottom = 12.0 + LINE + room, frame.height - 2.4 * LINE
     y_ticks = ticks(y_low, y_high, max(2, int((bottom - top) / 38)), y.whole)
-    left = 8 + LETTER * max(len(y.show(tick)) for tick in y_ticks)
+    show = y.show if len({y.show(tick) for tick in y_ticks}) == len(y_ticks) else y.tell or y.show
+    left = 8 + LETTER * max(len(show(tick)) for tick in y_ticks)
     right = frame.width - 12
     fit_x, fit_y = _fit(x_low, x_high, left, right), _fit(y_low, y_high, bottom, top)
     body = [_text(0, 12, y.label, "axis")]
     for tick in y_ticks:
         body.append(f'<path class="grid" d="M{_n(left)} {_n(fit_y(tick))}H{_n(right)}"/>')
-        body.append(_text(left - 5, fit_y(tick) + 4, y.show(tick), "tick end"))
+        body.append(_text(left - 5, fit_y(tick) + 4, show(tick), "tick end"))
     body += [f'<path class="border" d="M{_n(fit_x(at))} {_n(top)}V{_n(bottom)}"/>' for at in frame.borders]
     body += _x_axis(x, x_low, x_high, fit_x, bottom, frame)
     body += _marks(frame, fit_x, top)
@@ -154,7 +157,7 @@ def _line(
     if one.dots:
         shown = [point for point in one.points if math.isfinite(point[1])]
         for px, py in shown if len(shown) <= MOST_TIPS else ():
-            tip = f"{one.name}: {y.show(py)}, {x.label} {x.show(px)}"
+            tip = f"{one.name}: {(y.tell or y.show)(py)}, {x.label} {x.show(px)}"
             body.append(
                 f'<circle class="dot {one.style}" cx="{_n(fit_x(px))}" cy="{_n(fit_y(py))}" r="3">'
                 f"<title>{escape(tip)}</title></circle>"
@@ -176,13 +179,11 @@ class Bar:
 def bar_chart(frame: Frame, bars: Sequence[Bar], show: Format, thick: float = 16.0) -> Markup:
     """Stacked bars, one below the other; the drawing is as high as they need."""
     most = max((sum(value for _, _, value in bar.parts) for bar in bars), default=0.0) or 1.0
-    letters = min(max((len(bar.name) for bar in bars), default=0), int(frame.width / WIDE_LETTER / 3))
-    left = WIDE_LETTER * letters + 10
+    letters, left = _names_room([bar.name for bar in bars], frame.width)
     right = frame.width - LETTER * max((len(bar.text) for bar in bars), default=0) - 8
     body, at = [], 4.0
     for bar in bars:
-        name = bar.name if len(bar.name) <= letters else bar.name[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        body.append(_text(left - 8, at + thick / 2 + 4, name, "tick end", bar.name if name != bar.name else ""))
+        body.append(_name(left - 8, at + thick / 2 + 4, bar.name, letters))
         x = left
         for style, what, value in bar.parts:
             long = max(0.0, value) / most * (right - left)
@@ -195,6 +196,19 @@ def bar_chart(frame: Frame, bars: Sequence[Bar], show: Format, thick: float = 16
         body.append(_text(x + 6, at + thick / 2 + 4, bar.text, "tick"))
         at += thick + (7 if thick > 10 else 3)
     return svg(Frame(frame.key, frame.title, frame.description, frame.width, at), body)
+
+
+def _names_room(names: Sequence[str], width: float) -> tuple[int, float]:
+    """Letters of the names to the left of a drawing, a third of its width at most, and where they end."""
+    letters = min(max(map(len, names), default=0), int(width / WIDE_LETTER / 3))
+    return letters, WIDE_LETTER * letters + 10
+
+
+def _name(x: float, y: float, name: str, letters: int) -> str:
+    """A name that ends at x; one that is too long is cut, and told in full when pointed at."""
+    if len(name) <= letters:
+        return _text(x, y, name, "tick end")
+    return _text(x, y, name[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}", "tick end", name)
 
 
 def heat_map(
@@ -213,7 +227,8 @@ def heat_map(
         bounds: values of the first and of the last colour.
     """
     room = 10.0 if frame.marks else 0.0
-    left, right, top = LETTER * max(map(len, names)) + 10, frame.width - 12, 6.0 + room
+    letters, left = _names_room(names, frame.width)
+    right, top = frame.width - 12, 6.0 + room
     tall = max(5.0, min(18.0, 320.0 / len(names)))
     bottom = top + tall * len(names)
     fit = _fit(edges[0], edges[-1], left, right)
@@ -230,7 +245,7 @@ def heat_map(
     body = [f'<path class="h{level}" d="{path}"/>' for level, path in enumerate(paths) if path]
     every = max(1, math.ceil(LINE / tall))
     for row in range(0, len(names), every):
-        body.append(_text(left - 6, top + (row + 0.5) * tall + 4, names[row], "tick end"))
+        body.append(_name(left - 6, top + (row + 0.5) * tall + 4, names[row], letters))
     placed = Frame(frame.key, frame.title, frame.description, frame.width, bottom + 2.4 * LINE, frame.marks)
     body += _marks(placed, fit, top)
     body += _x_axis(x, edges[0], edges[-1], fit, bottom, placed)

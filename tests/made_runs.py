@@ -96,7 +96,7 @@ def _epoch(
     wait = [max(ready) - own + EXCHANGE for own in ready]
     step_seconds = max(ready) + EXCHANGE + REST
     events: list[dict[str, Any]] = [
-        {"event": "step", "step": step, "epoch": epoch, "loss": 0.7 / (1 + step / 50)}
+        {"event": "step", "step": step, "epoch": epoch, "loss": 0.7 / (1 + step / 50), "learning_rate": 0.01 / epoch}
         for step in range(first + 5, first + steps + 1, 5)
     ]
     ends = ends_of_parts(steps, ranks).tolist()

@@ -230,7 +230,7 @@ def test_one_rank_that_cannot_makes_all_spin_and_is_named(
     assert not agree(monkeypatch, hook, "", others)
     assert hook.decided is False
     error = capsys.readouterr().err
-    assert ("rank 2: not built" if reached else "rank 0: Horovod's calls do not reach") in error
+    assert ("rank 2: not built" if reached else "rank 0: Horovod's calls did not reach") in error
 
 
 def test_without_the_hook_nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,34 @@ def test_a_run_is_told_with_its_figures(tmp_path):
             assert not re.match("[a-z]*:?//", attributes.get(name) or ""), "something is fetched"
 
 
+def test_a_point_that_is_pointed_at_tells_what_the_table_does(tmp_path):
+    run = make_run(tmp_path / "run")
+    losses = [epoch.figure("loss") for epoch in read_record(run).epochs]
+    page = shown(run)
+    assert "Learning rate" in page.text
+    drawn = (run / "report.html").read_text(encoding="utf-8")
+    for loss in losses:
+        assert f"validation: {loss:.4f}, step" in drawn
+
+
+def test_what_is_named_first_is_what_cost_most(tmp_path):
+    """The rest of a step costs 5.6 % here, and the exchange 4.5 %."""
+    run = make_run(tmp_path / "run", ranks=2, speeds=[200.0, 200.0])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for event in lines:
+        if event["event"] == "timeline":
+            less = 0.6 * event["least_wait_seconds"]
+            event["least_wait_seconds"] -= less
+            event["seconds"] -= less
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = read_record(run)
+    times = times_of(record)
+    assert times is not None
+    assert 0.05 * times.whole.seconds < times.parts.rest < 0.06 * times.whole.seconds
+    assert times.parts.rest > times.parts.exchange > 0.04 * times.whole.seconds
+    assert "Most was lost here: optimizer, clipping and the rest took" in squeezed(shown(run))
+
+
 def test_equal_runs_give_equal_bytes(tmp_path):
     run = make_run(tmp_path / "run")
     shown(run)

@@ -15,7 +15,7 @@ PATH = find()
 pytestmark = pytest.mark.skipif(
     PATH is None, reason="no Chromium on PATH (Debian: apt-get install chromium), nor named by $CHROMIUM"
 )
-CASES = ("usual", "alone", "many", "began", "several", "long-names")
+CASES = ("usual", "alone", "many", "began", "several", "long-names", "many-long-names")
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 VISIBLE_CHARTS = "[...document.querySelectorAll('svg[role=img]')].filter(one => one.getClientRects().length)"
 CONTRAST = """
@@ -55,6 +55,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "many": [many],
         "began": [make_run(folder / "began", epochs=0)],
         "several": [usual, many, make_run(folder / "seed=30", ranks=2, options={"batch_size": 12})],
+        "many-long-names": [make_run(folder / "many-long-names", ranks=12, host="h" * 150)],
         "long-names": [make_run(folder / ("x" * 120), host="h" * 150, options={"data": "/" + "long" * 60})],
     }
     for name, given in runs.items():
