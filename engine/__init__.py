@@ -15,8 +15,9 @@ data of one's own.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from engine.environment import prepare_environment
+from engine.environment import prepare_environment, require_packages
 
+require_packages()
 # MPI reads its environment once, when it starts; a script may import mpi4py or Horovod itself after this line.
 prepare_environment()
 

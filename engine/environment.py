@@ -9,9 +9,12 @@ import ctypes
 import os
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+WITHOUT_PACKAGES = ("engine.doctor", "engine.supervise")
+"""commands that need Python alone"""
 # In the order in which they are believed: what starts a rank directly comes before what may only surround it
 # (a Slurm batch step sets SLURM_PROCID=0 for a script that then calls mpirun itself).
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
@@ -29,6 +32,24 @@ MALLOC_OPTIONS = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
     "MALLOC_TOP_PAD_": (-2, 64 << 20),
 }
+
+
+def require_packages() -> None:
+    """End `python -m engine.COMMAND` in one line where its Python is not the one that has been set up.
+
+    Python calls itself "-m" as long as it looks for the command's module: an import from elsewhere is left alone.
+    """
+    words = sys.orig_argv
+    if sys.argv[:1] != ["-m"] or "-m" not in words[:-1]:
+        return
+    command = words[words.index("-m") + 1]
+    if command not in WITHOUT_PACKAGES and find_spec("numpy") is None:
+        print(
+            f"{command}: {sys.executable} has no numpy, so it is not the Python that make setup has made: use "
+            ".venv/bin/python, or first source .venv/bin/activate",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
 
 def prepare_environment() -> None:

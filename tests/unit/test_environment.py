@@ -15,6 +15,8 @@ import pytest
 
 from engine import environment
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -37,6 +39,25 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.setattr(metadata, "version", lambda name: "4.1.8")
     return tmp_path / "venv"
+
+
+def test_another_python_is_told_in_a_line():
+    """-S leaves out installed packages, as a Python does that nothing was installed for."""
+    command = [sys.executable, "-S", "-E", "-m", "engine.train", "--data", "D", "--out", "R"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"engine.train: {sys.executable} has no numpy")
+    assert "source .venv/bin/activate" in line
+    done = subprocess.run(
+        [*command[:4], "mr", "--help"], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mr: {sys.executable} has no ")
+    command[4:] = ["engine.doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert "has no numpy" not in done.stderr
+    assert "not installed" in done.stdout + done.stderr
 
 
 def test_the_wheels_mpi_gets_its_prefix(wheel: Path) -> None:
