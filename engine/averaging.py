@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of a model, in `.module`, whose parameters are to follow as an average; buffers are copied as they are.
@@ -22,10 +24,10 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
         decay: above 0 and below 1.
     """
 
-    def follow(averages: list[Tensor], weights: list[Tensor], _: Tensor | int) -> None:
+    def follow(averages: Tensors, weights: Tensors, _: Tensor | int) -> None:
         # The count that is handed over is on the averages' device, where reading it would wait for a GPU.
         steps = int(average.n_averaged)
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + steps) / (10 + steps)))
 
-    average = AveragedModel(model, multi_avg_fn=follow)  # type: ignore[arg-type]
+    average = AveragedModel(model, multi_avg_fn=follow)
     return average

@@ -142,10 +142,8 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
             if points:
                 series.append(Series(run.name, points, f"c{place}", dots=True))
         if series:
-            x, y = (
-                Axis("epoch", count, whole=True),
-                Axis(name.replace("macro_f1", "macro-F1"), figure_of, tell=exact_figure_of),
-            )
+            x = Axis("epoch", count, whole=True)
+            y = Axis(name.replace("macro_f1", "macro-F1"), figure_of, tell=exact_figure_of)
             found.append(overlay(key, title, series, x, y, f"{title}, of {several(len(series), 'run')}.", note))
     series = []
     for place, run in enumerate(shown):

@@ -321,14 +321,13 @@ class Trainer:
         mean = total.loss / total.weight if total.weight else 0.0
         self.hooks.display.step(mean, int(total.rows))
         if self.session.root and progress.total_steps % self._log_every == 0:
-            rate = self.optimizer.param_groups[0]["lr"]
             self.hooks.record(
                 {
                     "event": "step",
                     "step": progress.total_steps,
                     "epoch": progress.epoch + 1,
                     "loss": mean,
-                    "learning_rate": float(rate),
+                    "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
                 }
             )
 

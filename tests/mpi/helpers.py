@@ -45,6 +45,20 @@ def uneven(size: int) -> tuple[float, ...]:
     return {1: (1,), 2: (1, 0), 3: (5, 0, 2), 4: (7, 1, 0, 3)}[size]
 
 
+class Drifting(ReviewLoss):
+    """What unlike hardware does, in large: the last rank's weights drift in step 8, where it has rows."""
+
+    def __init__(self, trainer: Callable[[], engine.Trainer]) -> None:
+        super().__init__(SIZE)
+        self._trainer = trainer
+
+    def __call__(self, scores: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        trainer = self._trainer()
+        if trainer.session.rank == trainer.session.size - 1 and trainer.progress.total_steps == 7:
+            trainer.model.head.bias.data += 1e-3
+        return super().__call__(scores, target_B)
+
+
 def losses_of(events: list[dict[str, Any]]) -> list[float]:
     return [event["loss"] for event in events if event["event"] == "step"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SIZE, losses_of, make_plan, uneven
+from helpers import SIZE, Drifting, losses_of, make_plan, uneven
 
 import engine
 from engine.checkpoint import load_checkpoint, weights_digest
@@ -63,14 +63,8 @@ def test_it_is_the_average_of_the_weights_after_each_step_and_changes_nothing_el
 
 
 def test_unlike_averages_are_made_equal_with_the_weights(session, dataset):
-    class Drifting(ReviewLoss):
-        def __call__(self, scores, target):
-            if session.rank == session.size - 1 and trainer.progress.total_steps == 7:
-                trainer.model.head.bias.data += 1e-3
-            return super().__call__(scores, target)
-
     with engine.open(dataset) as data:
-        trainer = make_trainer(data, session, Drifting(SIZE), average_decay=0.9)
+        trainer = make_trainer(data, session, Drifting(lambda: trainer), average_decay=0.9)
         trainer.fit(data, 1)
     assert len(set(session.comm.allgather(weights_digest(trainer.trained)))) == 1
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import BATCH, SIZE, make_model, make_plan
+from helpers import BATCH, SIZE, Drifting, make_model, make_plan
 
 import engine
 from engine.checkpoint import weights_digest
@@ -46,17 +46,9 @@ def test_ranks_with_different_plans_or_options_are_told_and_do_not_hang(session,
 
 
 def test_unlike_replicas_are_made_equal_at_the_end_of_an_epoch(session, dataset):
-    """What unlike hardware does, in large: the last rank's weights drift."""
-
-    class Drifting(ReviewLoss):
-        def __call__(self, scores, target):
-            if session.rank == session.size - 1 and trainer.progress.total_steps == 7:
-                trainer.model.head.bias.data += 1e-3
-            return super().__call__(scores, target)
-
     events: list[dict[str, Any]] = []
     with engine.open(dataset) as data:
-        trainer = make_trainer(data, session, Drifting(SIZE), hooks=engine.Hooks(record=events.append))
+        trainer = make_trainer(data, session, Drifting(lambda: trainer), hooks=engine.Hooks(record=events.append))
         trainer.fit(data, 2)
     assert len(set(session.comm.allgather(weights_digest(trainer.model)))) == 1
     found = [event["ranks"] for event in events if event["event"] == "resync"]
