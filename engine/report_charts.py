@@ -67,9 +67,11 @@ def training_figures(record: Record, key: str) -> list[Figure]:
         found.append(_quality(record.epochs, key))
     if len({rate for _, rate in record.rates}) > 1:
         series = [Series("learning rate", thinned(record.rates, 400), "c0")]
+        rates = [rate for _, rate in record.rates]
+        ends = f"First {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}."
         frame = Frame(f"{key}-rate", "Learning rate", "The learning rate over the steps of training.", HALF, 240)
         y = Axis("learning rate", lambda value: f"{value:.3g}", least=0.0)
-        found.append(Figure("Learning rate", "", line_chart(frame, series, Axis("step", count), y)))
+        found.append(Figure("Learning rate", ends, line_chart(frame, series, Axis("step", count), y)))
     return found
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import fmean
+from typing import Any
 
 from engine.report_charts import Figure, exact_figure_of, figure_of, overlay, parts_figure
 from engine.report_record import number
@@ -17,6 +20,8 @@ from engine.report_words import NOT_RECORDED, count, duration, figure, percent, 
 
 MOST_CURVES = 8
 """runs that can be told apart in one chart"""
+ALIKE = 1.03
+"""speeds that differ by less are told as equal: a machine's own vary as much"""
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,42 @@ def _words(runs: Sequence[RunView]) -> list[str]:
         found.append("Their datasets differ, so that losses, scores and speeds cannot be compared.")
         return found
     scores = {run.name: value for run in runs if (value := _best(run, "macro_f1")) is not None}
-    if len(scores) > 1:
-        first, *others = sorted(scores, key=lambda name: -scores[name])
+    if len(scores) > 1 and _seeds_apart(runs):
+        low, high, mean = min(scores.values()), max(scores.values()), fmean(scores.values())
+        spread = f"macro-F1 from {figure(low)} to {figure(high)}, mean {figure(mean)}"
+        found.append(f"They differ in their seed alone: {spread}.")
+    elif len(scores) > 1:
+        first, second, *_ = sorted(scores, key=lambda name: -scores[name])
         text = f"The best model is that of {first}: macro-F1 {figure(scores[first])}"
-        found.append(f"{text}; next is {others[0]} with {figure(scores[others[0]])}.")
+        text += f"; next is {second} with {figure(scores[second])}"
+        rows = min(_best(run, "rows") or math.inf for run in runs if run.name in (first, second))
+        # The standard error of a part that is right, which macro-F1 is close to; another seed makes about as much.
+        chance = math.sqrt(scores[first] * (1 - scores[first]) / rows)
+        small = scores[first] - scores[second] <= chance
+        found.append(f"{text}, which may be chance: train with more seeds to tell." if small else f"{text}.")
     speeds = {run.name: value for run in runs if (value := _speed(run)) is not None}
     if len(speeds) > 1:
         first, *_, last = sorted(speeds, key=lambda name: -speeds[name])
-        text = f"The fastest is {first}: {rate(speeds[first])} reviews/s"
-        found.append(f"{text}, {speeds[first] / speeds[last]:.2f} times as fast as {last}.")
+        if speeds[first] < speeds[last] * ALIKE:
+            found.append(f"All were about as fast: {rate(speeds[last])} to {rate(speeds[first])} reviews/s.")
+        else:
+            text = f"The fastest is {first}: {rate(speeds[first])} reviews/s"
+            found.append(f"{text}, {speeds[first] / speeds[last]:.2f} times as fast as {last}.")
     return found
+
+
+def _seeds_apart(runs: Sequence[RunView]) -> bool:
+    """Whether nothing but their seed makes the runs differ."""
+    configs = [{name: plain(value) for name, value in _flat(run).items()} for run in runs]
+    alike = all({**one, "seed": 0} == {**configs[0], "seed": 0} for one in configs)
+    return alike and len({str(one.get("seed")) for one in configs}) == len(runs)
+
+
+def _flat(run: RunView) -> dict[str, Any]:
+    """A run's options, those of the model among them; not where it was written."""
+    config, model = run.record.config, run.record.config.get("model")
+    flat = {**config, **(model if isinstance(model, dict) else {})}
+    return {name: value for name, value in flat.items() if name not in ("model", "out")}
 
 
 def _same_data(runs: Sequence[RunView]) -> bool:
@@ -153,7 +184,10 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
         if points:
             series.append(Series(run.name, points, f"c{place}", dots=True))
     if series:
-        x, y = Axis("time of steps", duration, least=0.0), Axis("validation loss", figure_of, tell=exact_figure_of)
+        x, y = (
+            Axis("time of steps", duration, least=0.0, clock=True),
+            Axis("validation loss", figure_of, tell=exact_figure_of),
+        )
         title = "Validation loss by time"
         found.append(overlay("cmp-time", title, series, x, y, f"{title} spent in steps, at each epoch's end.", note))
     return found
@@ -173,11 +207,7 @@ def _time(runs: Sequence[RunView]) -> Figure | None:
 
 
 def _options(runs: Sequence[RunView]) -> Table | None:
-    everything = []
-    for run in runs:
-        config, model = run.record.config, run.record.config.get("model")
-        flat = {**config, **(model if isinstance(model, dict) else {})}
-        everything.append({name: value for name, value in flat.items() if name not in ("model", "out")})
+    everything = [_flat(run) for run in runs]
     names = list(dict.fromkeys(name for flat in everything for name in flat))
     rows = []
     for name in names:

@@ -27,8 +27,8 @@ from engine.report_tables import (
     ranks_table,
     versions_table,
 )
-from engine.report_time import NOTABLE, RunTimes, times_of
-from engine.report_words import count, percent, several
+from engine.report_time import NOTABLE, RunTimes, slow_epochs, times_of
+from engine.report_words import count, percent, ranges, several
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,12 @@ def _slowest(record: Record, times: RunTimes) -> list[str]:
         )
     else:
         found.append("It does not stand out: no rank alone is behind the time that ranks waited for each other.")
+    groups: dict[tuple[int, str], list[int]] = {}
+    for number_of_epoch, slow in slow_epochs(times):
+        groups.setdefault((slow.rank, slow.why), []).append(number_of_epoch)
+    for (rank, why), epochs in groups.items():
+        who, which = summary.in_words(record, rank), "epoch" if len(epochs) == 1 else "epochs"
+        found.append(f"In {which} {ranges(epochs)} it was {who} that stood out, by its {why}.")
     if parts.exchange > max(parts.imbalance, parts.input, NOTABLE * seconds):
         found.append(
             f"More time than to any rank went into the exchange of gradients ({percent(parts.exchange / seconds)}): "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.report_record import Epoch, Record, Start, number, numbers
-from engine.report_time import NOTABLE, RunTimes
+from engine.report_time import NOTABLE, RunTimes, slow_epochs
 from engine.report_words import (
     count,
     duration,
@@ -250,7 +250,9 @@ def what_slowed(record: Record, times: RunTimes | None) -> str:
     if others:
         text += f" Next: {'; '.join(others)}."
     if worst is not None and not worst.why and times.whole.ranks > 1:
-        text += " No rank stands out as the slowest."
+        single = [number_of_epoch for number_of_epoch, _ in slow_epochs(times)]
+        text += " No rank stands out as the slowest"
+        text += f", but one did in epoch {ranges(single)}." if single else "."
     return text
 
 

@@ -22,6 +22,9 @@ LEVELS = 9
 MOST_TIPS = 150
 """marks that tell their text when pointed at; of more only the first do"""
 
+CLOCK_STEPS = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
+"""seconds between ticks of a time that is long enough"""
+
 Format = Callable[[float], str]
 
 
@@ -35,6 +38,8 @@ class Axis:
     most: float | None = None
     whole: bool = False
     """ticks at whole numbers only"""
+    clock: bool = False
+    """seconds: ticks at whole minutes or hours where they are that far apart"""
     tell: Format | None = None
     """for a value that is pointed at, and for ticks that `show` does not tell apart; None: as they are shown"""
 
@@ -95,7 +100,7 @@ def line_chart(frame: Frame, series: Sequence[Series], x: Axis, y: Axis) -> Mark
     y_low, y_high = _range(ys, y, 0.06)
     room = 10.0 if frame.marks else 0.0
     top, bottom = 12.0 + LINE + room, frame.height - 2.4 * LINE
-    y_ticks = ticks(y_low, y_high, max(2, int((bottom - top) / 38)), y.whole)
+    y_ticks = ticks(y_low, y_high, max(2, int((bottom - top) / 38)), y)
     show = y.show if len({y.show(tick) for tick in y_ticks}) == len(y_ticks) else y.tell or y.show
     left = 8 + LETTER * max(len(show(tick)) for tick in y_ticks)
     right = frame.width - 12
@@ -118,7 +123,7 @@ def _x_axis(
     left, right = float(fit(low)), float(fit(high))
     body = [f'<path class="frame" d="M{_n(left)} {_n(y)}H{_n(right)}"/>']
     widest = max(len(x.show(low)), len(x.show(high))) + 3
-    for tick in ticks(low, high, max(1, int((right - left) / (LETTER * widest))), x.whole):
+    for tick in ticks(low, high, max(1, int((right - left) / (LETTER * widest))), x):
         at = float(fit(tick))
         end = " end" if at > right - LETTER * 2 and at + LETTER * len(x.show(tick)) / 2 > frame.width else " middle"
         body.append(_text(frame.width if end == " end" else at, y + LINE, x.show(tick), f"tick{end}"))
@@ -260,15 +265,18 @@ def _level(value: float, bounds: tuple[float, float]) -> int | None:
     return min(LEVELS - 1, max(0, int(part * LEVELS)))
 
 
-def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, most: int, axis: Axis) -> list[float]:
     """Round numbers from low to high, `most` + 1 or fewer."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
     step = 10.0 ** math.floor(math.log10(span / max(1, most)))
     step *= next((factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= most), 10)
-    if whole:
+    if axis.whole:
         step = max(1.0, math.ceil(step))
+    if axis.clock:
+        days = 86_400.0 * math.ceil(span / most / 86_400)
+        step = next((float(one) for one in CLOCK_STEPS if span / one <= most), days) if step > 10 else step
     first = math.ceil(low / step - 1e-9)
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -11,7 +12,7 @@ from engine.config import ModelConfig, TrainConfig, flag
 from engine.report_record import Decision, Record, numbers
 from engine.report_summary import best_epoch
 from engine.report_time import RunTimes
-from engine.report_words import count, duration, figure, percent, rate, several, signed_percent
+from engine.report_words import THIN, count, duration, figure, percent, rate, several, signed_percent
 
 MOST_DECISIONS = 100
 """in the table; of more those that promised most are shown, and the last ones"""
@@ -112,8 +113,8 @@ def decisions_table(record: Record) -> Table | None:
     few = max(len(one.shares) for one in shown) <= 8
     rows = [
         [
-            count(one.first_step),
-            one.reason,
+            count(one.first_step) + ("" if one.first_step <= record.last_step else ", not reached"),
+            re.sub(r"(?<=\d)%", f"{THIN}%", one.reason),
             *([", ".join(f"{share:.0f}" for share in one.shares)] if few else []),
             signed_percent(one.predicted),
             signed_percent(one.achieved) if one.achieved is not None else "not judged" if one.changed else "kept",

@@ -252,6 +252,17 @@ def slowest_of(span: Span, parts: Parts) -> Slowest | None:
     return Slowest(rank, by[rank] / span.steps if counted else None, why)
 
 
+def slow_epochs(times: RunTimes) -> list[tuple[int, Slowest]]:
+    """Epochs in which a rank stood out that does not in the whole run, or not for that reason, by their numbers."""
+    whole = (times.slowest.rank, times.slowest.why) if times.slowest else None
+    found = []
+    for epoch, span, efficiency in times.spans:
+        slowest = slowest_of(span, parts_of(span, efficiency))
+        if slowest is not None and slowest.why and (slowest.rank, slowest.why) != whole:
+            found.append((epoch.number, slowest))
+    return found
+
+
 @dataclass(frozen=True)
 class RunTimes:
     """A run's times: of the epochs on as many ranks as the last one."""

@@ -23,6 +23,7 @@ def make_run(
     epochs: int = 3,
     steps: int = 40,
     speeds: Sequence[float] = (),
+    other_speeds: Mapping[int, Sequence[float]] | None = None,
     shares: Sequence[int] = (),
     decisions: int = 3,
     profile: bool = True,
@@ -31,6 +32,7 @@ def make_run(
     reason: str = "rank 0 was the slowest",
     options: Mapping[str, Any] | None = None,
     resumed_at: int | None = None,
+    macro_f1: float = 0.70,
     more: Sequence[Mapping[str, Any]] = (),
     status: str = "finished",
 ) -> Path:
@@ -39,8 +41,10 @@ def make_run(
     Args:
         steps: of an epoch.
         speeds: rows per second per rank; by default the last rank is slower than all others.
+        other_speeds: the same in single epochs, by number.
         shares: rows of a batch per rank; by default even.
         starved: a rank that waits for its input.
+        macro_f1: what it is before the first epoch; each brings 0.01.
         more: events to be put in by their steps.
     """
     speeds = speeds or [200.0] * (ranks - 1) + [120.0]
@@ -60,7 +64,7 @@ def make_run(
         events.append(shares_event(step, shares, f"{reason} ({number})", 0.1, changed=number % 2 == 0))
         events.append({"event": "gain", "step": step, "decided_at": step, "predicted_gain": 0.1, "achieved_gain": 0.08})
     for epoch in range(1, epochs + 1):
-        events += _epoch(epoch, steps, speeds, shares, starved)
+        events += _epoch(epoch, steps, (other_speeds or {}).get(epoch, speeds), shares, starved, macro_f1)
     if resumed_at is not None:
         events.append(_start(resumed_at, ranks, host, shares))
     events += [dict(event) for event in more]
@@ -85,7 +89,7 @@ def _start(step: int, ranks: int, host: str, shares: Sequence[int]) -> dict[str,
 
 
 def _epoch(
-    epoch: int, steps: int, speeds: Sequence[float], shares: Sequence[int], starved: int | None
+    epoch: int, steps: int, speeds: Sequence[float], shares: Sequence[int], starved: int | None, macro_f1: float
 ) -> list[dict[str, Any]]:
     """All that an epoch records; every step takes each rank the same."""
     first = (epoch - 1) * steps
@@ -114,7 +118,7 @@ def _epoch(
         "wait_seconds": table(wait),
     })  # fmt: skip
     validation = {
-        "loss": 0.5 / epoch, "accuracy": 0.8, "macro_f1": 0.70 + 0.01 * epoch, "null_accuracy": 0.7,
+        "loss": 0.5 / epoch, "accuracy": 0.8, "macro_f1": macro_f1 + 0.01 * epoch, "null_accuracy": 0.7,
         "null_macro_f1": 0.41, "confusion": [[20, 10], [10, 60]], "rows": 100,
     }  # fmt: skip
     events.append({

@@ -14,7 +14,9 @@ import pytest
 
 from engine import report
 from engine.report_record import read_record
+from engine.report_svg import Axis, ticks
 from engine.report_time import times_of
+from engine.report_words import THIN, duration
 from engine.timeline import LEAST_STEPS, MOST_CELLS, MOST_PARTS, Timeline, ends_of_parts
 from tests.made_runs import make_run
 
@@ -136,6 +138,24 @@ def test_a_rank_that_waits_for_input_is_named(tmp_path):
     assert re.search(r"rank 1 on host-0 was the last in \d+.% of the steps: waited \d+.% of its time for input", text)
 
 
+def test_a_rank_that_stood_out_in_one_epoch_is_named(tmp_path):
+    speeds = {"speeds": (200.0, 200.0, 200.0), "epochs": 20}
+    text = squeezed(shown(make_run(tmp_path / "run", **speeds, other_speeds={4: (200.0, 150.0, 200.0)})))
+    assert "In epoch 4 it was rank 1 on host-0 that stood out, by its compute." in text
+    text = squeezed(shown(make_run(tmp_path / "even", **speeds)))
+    assert "stood out" not in text
+    # One that is behind the whole run's loss is named once, for all of it.
+    assert "stood out" not in squeezed(shown(make_run(tmp_path / "slow")))
+
+
+def test_a_decision_that_no_step_followed_says_so(tmp_path):
+    late = {"event": "shares", "step": 120, "first_step": 124, "shares": [20, 40, 36], "reason": "gains 2.4% in all"}
+    text = squeezed(shown(make_run(tmp_path / "run", more=[late])))
+    assert "124, not reached" in text
+    assert "gains 2.4 % in all" in text
+    assert text.count("not reached") == 1
+
+
 @pytest.mark.parametrize("ranks", [1, 64])
 def test_any_number_of_ranks(tmp_path, ranks):
     page = shown(make_run(tmp_path / "run", ranks=ranks))
@@ -221,6 +241,47 @@ def test_several_runs_are_compared_first(tmp_path):
     )
     assert "--batch-size" in text
     assert not (first / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "macro_f1", "told"),
+    [
+        # A hundred reviews: the standard error at 0.76 is 0.043.
+        (
+            {"dropout": 0.1},
+            0.73,
+            "The best model is that of b: macro-F1 0.760; next is a with 0.730, which may be chance",
+        ),
+        ({"dropout": 0.1}, 0.78, "best model is that of b: macro-F1 0.810; next is a with 0.730.All"),
+        ({"seed": 8}, 0.73, "They differ in their seed alone: macro-F1 from 0.730 to 0.760, mean 0.745.All"),
+    ],
+)
+def test_differences_that_chance_makes_are_told_as_such(tmp_path, options, macro_f1, told):
+    runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", options=options, macro_f1=macro_f1)
+    text = squeezed(shown(*runs, out=tmp_path / "both.html"))
+    assert told in text
+    assert "All were about as fast" in text
+
+
+def test_a_run_that_is_faster_is_named(tmp_path):
+    runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", speeds=(400.0, 400.0, 240.0))
+    assert re.search(r"The fastest is b: \d+ reviews/s, 1\.\d\d times as fast as a\.",
+                     squeezed(shown(*runs, out=tmp_path / "both.html")))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks_shown"),
+    [
+        (4.0, ["0 s", "1.0 s", "2.0 s", "3.0 s", "4.0 s"]),
+        (200.0, ["0 s", "1 min 00 s", "2 min 00 s", "3 min 00 s"]),
+        (50_000.0, ["0 s", "3 h 00 min", "6 h 00 min", "9 h 00 min", "12 h 00 min"]),
+        (2_000_000.0, ["0 s", "5 d 00 h", "10 d 00 h", "15 d 00 h", "20 d 00 h"]),
+    ],
+)
+def test_times_are_ticked_at_whole_minutes_hours_or_days(most, ticks_shown):
+    axis = Axis("time", duration, clock=True)
+    shown_ticks = [duration(tick) for tick in ticks(0.0, most, 5, axis)]
+    assert [text.replace(THIN, " ") for text in shown_ticks] == ticks_shown
 
 
 @pytest.mark.parametrize(
