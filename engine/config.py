@@ -27,7 +27,7 @@ def option(
     )
 
 
-_BEFORE = {"ngrams": 0, "ngram_entries": 1 << 20}
+_BEFORE = {"ngrams": 0, "ngram_entries": 1 << 20, "networks": 1, "recurrent_dropout": 0.0}
 """what a model had of options that came later"""
 
 
@@ -62,9 +62,19 @@ class ModelConfig:
         "n-grams are hashed to so many scores, and some share one; fewer take less memory and less time to exchange",
         metavar="N",
     )
+    networks: int = option(
+        1,
+        "recurrent networks side by side, each learning for itself from the same batches; their scores are averaged",
+        metavar="K",
+    )
     dropout: float = option(
         0.5,
-        "probability of dropout, half of it for what is read; 0 switches off all that is random",
+        "probability of dropout, half of it for what is read; with --recurrent-dropout 0 too nothing is random",
+        metavar="P",
+    )
+    recurrent_dropout: float = option(
+        0.0,
+        "probability with which a weight between a layer's own states is left out, in all steps of a batch's rows",
         metavar="P",
     )
 
@@ -78,13 +88,14 @@ class ModelConfig:
         return cls(**(_BEFORE | values))
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "layers"):
+        for name in ("embedding_size", "hidden_size", "layers", "networks"):
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.directions in (1, 2), "directions", "1 or 2")
         _require(self.classes in (2, 5), "classes", "2 or 5")
         _require(self.ngrams in (0, 1, 2, 3), "ngrams", "0, 1, 2 or 3")
         _require(2 <= self.ngram_entries < 1 << 31, "ngram_entries", "at least 2 and below 2^31")
-        _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+        for name in ("dropout", "recurrent_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         if self.loss == "bce" and self.classes != 2:
             raise UsageError("--loss bce tells two classes apart; take --loss cross_entropy or mse with --classes 5")
 

@@ -13,8 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-WITHOUT_PACKAGES = ("engine.doctor", "engine.supervise")
-"""commands that need Python alone"""
+_NEEDED = {
+    "engine.doctor": (),
+    "engine.supervise": ("psutil",),
+    "engine.train": ("numpy", "torch", "mpi4py", "horovod"),
+    "engine.sweep": ("numpy", "torch", "mpi4py", "horovod"),
+}
+"""packages that a command cannot begin without; of the others numpy and torch"""
 # In the order in which they are believed: what starts a rank directly comes before what may only surround it
 # (a Slurm batch step sets SLURM_PROCID=0 for a script that then calls mpirun itself).
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
@@ -43,9 +48,10 @@ def require_packages() -> None:
     if sys.argv[:1] != ["-m"] or "-m" not in words[:-1]:
         return
     command = words[words.index("-m") + 1]
-    if command not in WITHOUT_PACKAGES and find_spec("numpy") is None:
+    missing = [name for name in _NEEDED.get(command, ("numpy", "torch")) if find_spec(name) is None]
+    if missing:
         print(
-            f"{command}: {sys.executable} has no numpy, so it is not the Python that make setup has made: use "
+            f"{command}: {sys.executable} has no {missing[0]}, so it is not the Python that make setup has made: use "
             ".venv/bin/python, or first source .venv/bin/activate",
             file=sys.stderr,
         )

@@ -170,7 +170,7 @@ def efficiency_table(times: RunTimes) -> Table:
         ]
         for name, one in items
     ]
-    note = "Mean/max: of compute, every rank weighing the same, as the run's own lines tell it."
+    note = "Mean/max: of compute, step by step, every rank weighing the same, as the run's own lines tell it."
     return Table("Efficiency and its factors", heads, rows, note, strong=len(rows) - 1)
 
 

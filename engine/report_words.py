@@ -24,11 +24,13 @@ def large(value: float) -> str:
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """Of a part 0..1: 31 %. What is not 0 is not told as 0."""
+    """Of a part 0..1: 31 %. What is not 0 is not told as 0, nor what is not 1 as 1."""
     if value is None:
         return NOT_RECORDED
     if 0 < value < 0.5 * 10 ** (-2 - digits):
         return f"< {10.0**-digits:.{digits}f}{THIN}%"
+    if 1 - 0.5 * 10 ** (-2 - digits) <= value < 1:
+        return f"> {100 - 10.0**-digits:.{digits}f}{THIN}%"
     return f"{value * 100:.{digits}f}{THIN}%"
 
 

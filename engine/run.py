@@ -37,14 +37,14 @@ from engine.signals import StopSignals
 from engine.stage import stage
 from engine.tensorboard import TensorBoard, require_tensorboard
 from engine.timeline import Timeline
-from engine.told import lines_of
+from engine.told import Teller
 from engine.trace import Trace
 from engine.trainer import Trainer
 from engine.validation import measure
 from engine.word_vectors import word_vectors
 from native.dataset import Dataset, open_dataset
 from native.files import write_durably
-from native.format import DatasetError
+from native.format import MANIFEST, DatasetError
 
 # The fused kernels take a third of the time of the others (1 million parameters on a CPU core: 0.5 ms for 1.5 ms).
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -72,6 +72,7 @@ class Run:
         self._metrics = MetricsFile(self.out / "metrics.jsonl", self._display.say)
         self._listeners: list[Callable[[dict[str, Any]], None]] = [self._metrics.append, self._display.event]
         """take the events of metrics.jsonl"""
+        self._teller = Teller(session.size)
         self._open_out()
         self.data, self._validation = self._open_data()
         self._vocabulary = "".join(f"{word}\n" for word in self.data.vocabulary()).encode()
@@ -276,6 +277,8 @@ class Run:
         problem: Exception | None = None
         if self.session.root:
             try:
+                if (self.out / MANIFEST).exists():
+                    raise UsageError(f"--out {self.out}: holds a dataset; name a folder of its own for the run")
                 self.out.mkdir(parents=True, exist_ok=True)
                 write_durably(self.out / ".writable", b"")
                 (self.out / ".writable").unlink()
@@ -300,7 +303,7 @@ class Run:
             event = {**event, "time": time.time()}
         for take in self._listeners:
             take(event)
-        for line in lines_of(event, self.session.size):
+        for line in self._teller.lines(event):
             self._display.say(line)
 
     def _record_start(self) -> None:
@@ -352,7 +355,7 @@ class Run:
         done = self._trainer.progress
         times = self._timeline.collect(self.session.comm, done.total_steps, done.epoch + 1, done.seconds)
         if times is not None:
-            self._metrics.append(times)
+            self._record(times)
         if not len(self._validation):
             return None
         return measure(

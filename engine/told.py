@@ -5,32 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 
-def lines_of(event: dict[str, Any], ranks: int) -> list[str]:
-    """Lines for people; none for events that only programs need.
+class Teller:
+    """Puts the events of a run into words, in their order.
 
     Args:
-        event: of metrics.jsonl.
         ranks: how many there are.
     """
-    kind = event["event"]
-    if kind == "epoch":
-        return [_epoch(event), *(_starved(event, rank) for rank in event["starved_ranks"])]
-    if kind == "nonfinite":
-        rows = "; ".join(f"rank {rank}: rows {numbers}" for rank, numbers in event["rows"].items())
-        return [
-            f"warning: step {event['step']} was left out, its loss or gradient is not a finite number "
-            f"({rows or 'their sum over the ranks'}); {event['skipped']} such steps so far"
-        ]
-    if kind == "gain":
-        predicted, achieved = event["predicted_gain"], event["achieved_gain"]
-        return [f"step {event['step']}: that change has gained {achieved:.1%} ({predicted:.1%} expected)"]
-    if kind == "shares" and ranks > 1 and event["changed"]:
-        where = "" if event["bucket"] is None else f" of length {event['bucket']}"
-        return [f"step {event['step']}: shares{where} {event['shares']} ({event['reason']})"]
-    return []
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._longest_compute = 0.0
+        """of the epoch's steps, the last timeline's"""
+        self._change: tuple[Any, ...] = ()
+        """the change of shares that was told last"""
+
+    def lines(self, event: dict[str, Any]) -> list[str]:
+        """Lines for people; none for events that only programs need."""
+        kind = event["event"]
+        if kind == "timeline":
+            self._longest_compute = event["longest_compute_seconds"]
+        if kind == "epoch":
+            starved = (_starved(event, rank) for rank in event["starved_ranks"])
+            return [_epoch(event, self._longest_compute), *starved]
+        if kind == "nonfinite":
+            rows = "; ".join(f"rank {rank}: rows {numbers}" for rank, numbers in event["rows"].items())
+            return [
+                f"warning: step {event['step']} was left out, its loss or gradient is not a finite number "
+                f"({rows or 'their sum over the ranks'}); {event['skipped']} such steps so far"
+            ]
+        if kind == "gain":
+            predicted, achieved = event["predicted_gain"], event["achieved_gain"]
+            return [f"step {event['step']}: that change has gained {achieved:.1%} ({predicted:.1%} expected)"]
+        if kind == "shares" and self._ranks > 1 and event["changed"]:
+            return self._shares(event)
+        return []
+
+    def _shares(self, event: dict[str, Any]) -> list[str]:
+        """A change that comes once for each length is told once."""
+        change = event["step"], event["first_step"], event["reason"]
+        if event["bucket"] is not None and change == self._change:
+            return []
+        self._change = change
+        what = f"shares {event['shares']}" if event["bucket"] is None else "new shares for each length"
+        gain = event["predicted_gain"]
+        return [f"step {event['step']}: {what} ({event['reason']})" + (f", {gain:.1%} expected" if gain > 0 else "")]
 
 
-def _epoch(event: dict[str, Any]) -> str:
+def _epoch(event: dict[str, Any], longest_compute: float) -> str:
     figures = event["validation"]
     text = f"epoch {event['epoch']}: loss {event['train_loss']:.4f}"
     if figures:
@@ -40,8 +61,9 @@ def _epoch(event: dict[str, Any]) -> str:
         )
     compute = event["compute_seconds"]
     text += f", {event['seconds']:.1f} s, {event['rows_per_second']:,.0f} rows/s"
-    if len(compute) > 1 and max(compute):
-        text += f", mean/max compute {sum(compute) / len(compute) / max(compute):.2f}"
+    if len(compute) > 1 and longest_compute:
+        # The longest of each step, not of the epoch's sums, in which a rank's late steps are made up for by another's.
+        text += f", mean/max compute {sum(compute) / len(compute) / longest_compute:.2f}"
     return text
 
 

@@ -11,6 +11,7 @@ Every row is a function of the seed and its number alone, on any machine.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import gzip
 import json
 import os
@@ -294,6 +295,7 @@ def write(path: Path, rows: int, seed: int) -> None:
     """Write a file of so many lines; it appears whole or not at all.
 
     Raises:
+        UsageError: there is a file already that holds something else.
         OSError: it cannot be written.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -301,6 +303,8 @@ def write(path: Path, rows: int, seed: int) -> None:
         # Neither name nor time in the gzip header: equal arguments give equal bytes.
         with unfinished.open("wb") as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
             zipped.writelines(lines(rows, seed))
+        if path.exists() and not filecmp.cmp(unfinished, path, shallow=False):
+            raise UsageError(f"--out {path}: there is such a file already; name another one, or remove it")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

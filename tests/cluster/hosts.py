@@ -20,7 +20,7 @@ LAB = Path(__file__).with_name("lab")
 TOOLS = ("ip", "tc", "unshare", "ssh-keygen", "ssh")
 BIN = Path(sys.executable).parent
 HOROVODRUN = [BIN / "horovodrun", "-np", 2, "-H", "host1:1,host2:1"]
-MPIRUN = [BIN / "mpirun", "-n", 2, "-H", "host1:1,host2:1", "--bind-to", "none", "-x", "OPAL_PREFIX", "-x", "PATH"]
+MPIRUN = ["mpirun", "-n", 2, "-H", "host1:1,host2:1", "--bind-to", "none"]
 PATIENCE = 90
 """seconds in which a job and its launcher's daemons must have ended after a cable was cut"""
 

@@ -56,8 +56,26 @@ def test_another_python_is_told_in_a_line():
     assert done.stderr.startswith(f"mr: {sys.executable} has no ")
     command[4:] = ["engine.doctor"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
-    assert "has no numpy" not in done.stderr
+    assert "has no" not in done.stderr
     assert "not installed" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "there", "missing"),
+    [("train", ["numpy"], "torch"), ("train", ["numpy", "torch", "mpi4py"], "horovod"), ("predict", ["numpy"], "torch"),
+     ("cost", ["numpy"], "torch"), ("supervise", [], "psutil")],
+)  # fmt: skip
+def test_a_python_with_some_of_the_packages_is_told_too(tmp_path, command, there, missing):
+    for name in there:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", f"engine.{command}", "--help"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"engine.{command}: {sys.executable} has no {missing}, so it is not the Python")
 
 
 def test_the_wheels_mpi_gets_its_prefix(wheel: Path) -> None:

@@ -16,7 +16,7 @@ from engine import report
 from engine.report_record import read_record
 from engine.report_svg import Axis, ticks
 from engine.report_time import times_of
-from engine.report_words import THIN, duration
+from engine.report_words import THIN, duration, percent
 from engine.timeline import LEAST_STEPS, MOST_CELLS, MOST_PARTS, Timeline, ends_of_parts
 from tests.made_runs import make_run
 
@@ -136,6 +136,12 @@ def test_a_rank_that_waits_for_input_is_named(tmp_path):
     text = squeezed(shown(make_run(tmp_path / "run", starved=1)))
     assert "input held everyone up" in text
     assert re.search(r"rank 1 on host-0 was the last in \d+.% of the steps: waited \d+.% of its time for input", text)
+
+
+def test_what_is_not_all_is_not_told_as_all():
+    assert [percent(part).replace(THIN, " ") for part in (0.0, 0.001, 0.993, 0.998, 1.0)] == [
+        "0 %", "< 1 %", "99 %", "> 99 %", "100 %"]  # fmt: skip
+    assert percent(0.9998, 1).replace(THIN, " ") == "> 99.9 %"
 
 
 def test_a_rank_that_stood_out_in_one_epoch_is_named(tmp_path):

@@ -23,6 +23,19 @@ def test_equal_arguments_give_equal_bytes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.jsonl.gz" for name in "abcd"]
 
 
+def test_a_file_of_somebody_elses_is_left_alone(tmp_path, capsys):
+    path = tmp_path / "reviews.jsonl.gz"
+    path.write_bytes(b"precious")
+    assert sample.main(["--out", str(path), "--rows", "30"]) == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert "there is such a file already" in told
+    assert path.read_bytes() == b"precious"
+    path.unlink()
+    for _ in range(2):  # the same again is no harm
+        assert sample.main(["--out", str(path), "--rows", "30"]) == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
 def test_content():
     reviews, broken = [], 0
     for line in sample.lines(4000, 7):
