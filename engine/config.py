@@ -382,6 +382,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def require_choice(name: str, value: Any) -> None:
+    """For what comes from a script, past the command line.
+
+    Raises:
+        UsageError: TrainConfig's option of this name has no such choice.
+    """
+    choices = TrainConfig.__dataclass_fields__[name].metadata["choices"]
+    if value not in choices:
+        raise UsageError(f"{name}={value!r}: give one of {', '.join(choices)}")
+
+
 def flag(name: str) -> str:
     """The command line's name of a field."""
     return "--" + name.replace("_", "-")

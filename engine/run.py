@@ -31,6 +31,7 @@ from engine.precision import weight_type
 from engine.progress import Hooks
 from engine.report import write_report_or_warn
 from engine.resume import find_checkpoint
+from engine.run_folder import give_run_folder_back, take_run_folder
 from engine.saver import Saver
 from engine.session import Session
 from engine.signals import StopSignals
@@ -44,7 +45,7 @@ from engine.validation import measure
 from engine.word_vectors import word_vectors
 from native.dataset import Dataset, open_dataset
 from native.files import write_durably
-from native.format import MANIFEST, DatasetError
+from native.format import DatasetError
 
 # The fused kernels take a third of the time of the others (1 million parameters on a CPU core: 0.5 ms for 1.5 ms).
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -139,9 +140,10 @@ class Run:
         )
 
     def close(self) -> None:
-        """Close the dataset."""
+        """Close the dataset, and leave RUN to others."""
         self.data.close()
         self._validation.close()
+        give_run_folder_back(self.out)
 
     def check_stopped(self) -> None:
         """For a process that goes on after the run: a signal may have come too late for a step to see it. Collective.
@@ -277,17 +279,11 @@ class Run:
         problem: Exception | None = None
         if self.session.root:
             try:
-                if (self.out / MANIFEST).exists():
-                    raise UsageError(f"--out {self.out}: holds a dataset; name a folder of its own for the run")
-                self.out.mkdir(parents=True, exist_ok=True)
-                write_durably(self.out / ".writable", b"")
-                (self.out / ".writable").unlink()
+                take_run_folder(self.out)
                 if self.config.tensorboard:
                     require_tensorboard()
             except UsageError as error:
                 problem = error
-            except OSError as error:
-                problem = UsageError(f"--out {self.out}: cannot be written ({error.strerror}); name another folder")
         self.session.together(problem)
 
     def _prepare_out(self, total_steps: int) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from engine.averaging import averaged_model
 from engine.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from engine.compute import LocalWork
-from engine.errors import Preempted, TrainingError
+from engine.config import require_choice
+from engine.errors import Preempted, TrainingError, UsageError
 from engine.exchange import Control, GradientExchange
 from engine.input import READ_AHEAD, LocalBatch, Prefetcher, Source, as_source
 from engine.journal import Journal
@@ -65,6 +66,9 @@ class Trainer:
         on_nonfinite: "stop", or "skip" steps whose loss or gradient is not a finite number.
         journal: shares of an earlier run, to be used step for step; implies balance="off".
         hooks: what is called on the way.
+
+    Raises:
+        UsageError: an option has no such value, or ranks disagree.
     """
 
     def __init__(
@@ -94,6 +98,11 @@ class Trainer:
     ) -> None:
         self.model, self.loss, self.optimizer, self.plan, self.session = model, loss, optimizer, plan, session
         balance = balance or ("off" if shares or journal else "auto")
+        chosen = {"balance": balance, "exchange": exchange, "compression": compression, "schedule": schedule}
+        for name, value in (chosen | {"precision": precision, "on_nonfinite": on_nonfinite}).items():
+            require_choice(name, value)
+        if not 0 <= average_decay < 1:
+            raise UsageError(f"average_decay={average_decay}: give a number of at least 0 and below 1")
         self.progress = Progress()
         self.hooks = hooks or Hooks()
         self._clip_norm, self._log_every, self._journal = clip_norm, log_every, journal
@@ -267,7 +276,8 @@ class Trainer:
         if total.outside:
             raise TrainingError(
                 f"step {self.progress.total_steps + 1}: an embedding's weight got a gradient in rows that the module "
-                "did not look up (it is used elsewhere too), so they were not exchanged; set --exchange dense"
+                "did not look up (it is used elsewhere too), so they were not exchanged; set --exchange dense "
+                '(of a Trainer: exchange="dense")'
             )
         if total.weight > 0:
             factor = batch.whole.rows / total.weight / self.precision.scale

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.environment import wheel_mpi_prefix
-
 ROOT = Path(__file__).resolve().parents[2]
 LAB = Path(__file__).with_name("lab")
 TOOLS = ("ip", "tc", "unshare", "ssh-keygen", "ssh")
@@ -67,9 +65,7 @@ def two_hosts() -> Iterator[str]:
 
 def on_host1(*words: object) -> list[str]:
     """The line that runs a command on the first host, as a user there would."""
-    prefix = wheel_mpi_prefix()
     own = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    own |= {"OPAL_PREFIX": str(prefix)} if prefix else {}
     return [str(w) for w in (LAB, "run", "host1", "env", *(f"{name}={value}" for name, value in own.items()), *words)]
 
 

@@ -1,4 +1,4 @@
-"""examples/slurm.sbatch with programs that play Slurm, and the fields of examples/kubernetes.yaml."""
+"""examples/slurm.sbatch with programs that play Slurm, and the fields of examples/kubernetes*.yaml."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def start(play) -> Iterator:
 
     def begin(launcher: str, end: str = "", **more: str) -> subprocess.Popen[str]:
         own = {"PLAY": str(play), "END": end, "LAUNCHER": launcher, "DATA": "D", "OUT": str(play / "run")}
-        slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_SUBMIT_DIR": str(play)}
+        slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "6", "SLURM_SUBMIT_DIR": str(play)}
         jobs.append(
             subprocess.Popen(
                 ["bash", str(SBATCH)],
@@ -100,6 +100,7 @@ def test_a_job_near_its_limit_saves_and_goes_back_into_the_queue(play, start, la
     words = (play / "started").read_text()
     assert f"python -m engine.train --data D --out {play / 'run'}" in words
     assert ("-n 8 --bind-to none" in words) == (launcher == "mpirun")
+    assert ("--cpus-per-task=6" in words) == (launcher == "srun")
 
 
 def test_ranks_that_slurm_signalled_itself_are_requeued_too(play, start):
@@ -136,7 +137,9 @@ def test_an_unknown_launcher_is_one_line(start):
 
 
 def test_the_kubernetes_example_has_fields_that_exist():
-    mpi_job, job = yaml.safe_load_all((ROOT / "examples/kubernetes.yaml").read_text())
+    # One object a file: to apply both would start two trainings in one RUN.
+    mpi_job = yaml.safe_load((ROOT / "examples/kubernetes.yaml").read_text())
+    job = yaml.safe_load((ROOT / "examples/kubernetes-one-node.yaml").read_text())
     assert (mpi_job["apiVersion"], mpi_job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
     spec = mpi_job["spec"]
     # pkg/apis/kubeflow/v2beta1/types.go of the operator: what it does not know, it drops.
