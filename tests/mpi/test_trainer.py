@@ -45,6 +45,20 @@ def test_ranks_with_different_plans_or_options_are_told_and_do_not_hang(session,
             make_trainer(data, session).fit(data, 1 if odd else 2)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"exchange": "sparse"}, {"compression": "zip"}, {"schedule": "steps"}, {"on_nonfinite": "hope"},
+     {"average_decay": 2.0}, {"precision": "int8"}, {"balance": "always"}],
+)  # fmt: skip
+def test_an_option_that_does_not_exist_is_refused(session, dataset, option):
+    [(name, value)] = option.items()
+    with engine.open(dataset) as data:
+        model = make_model(data)
+        optimizer = torch.optim.SGD(model.parameters())
+        with pytest.raises(engine.UsageError, match=f"{name}={value!r}: give "):
+            engine.Trainer(model, ReviewLoss(SIZE), optimizer, make_plan(data), session, **option)
+
+
 def test_unlike_replicas_are_made_equal_at_the_end_of_an_epoch(session, dataset):
     events: list[dict[str, Any]] = []
     with engine.open(dataset) as data:
