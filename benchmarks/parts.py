@@ -55,6 +55,7 @@ PARTS = (
     Part("a mean instead of attention", ("--pooling", "mean")),
     Part("a maximum instead of attention", ("--pooling", "max")),
     Part("forwards alone", ("--directions", "1")),
+    Part("a fifth of the weights between states left out", ("--recurrent-dropout", "0.2")),
     Part("GRU cells", ("--cell", "gru")),
     Part("two layers", ("--layers", "2")),
     Part("no class weights", ("--class-weights", "none")),

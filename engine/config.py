@@ -27,7 +27,7 @@ def option(
     )
 
 
-_BEFORE = {"ngrams": 0, "ngram_entries": 1 << 20, "networks": 1, "recurrent_dropout": 0.0}
+_BEFORE = {"ngrams": 0, "ngram_entries": 1 << 20, "recurrent_dropout": 0.0}
 """what a model had of options that came later"""
 
 
@@ -62,14 +62,9 @@ class ModelConfig:
         "n-grams are hashed to so many scores, and some share one; fewer take less memory and less time to exchange",
         metavar="N",
     )
-    networks: int = option(
-        1,
-        "recurrent networks side by side, each learning for itself from the same batches; their scores are averaged",
-        metavar="K",
-    )
     dropout: float = option(
         0.5,
-        "probability of dropout, half of it for what is read; with --recurrent-dropout 0 too nothing is random",
+        "probability of dropout, half of it for what is read; 0 switches off all that is random by default",
         metavar="P",
     )
     recurrent_dropout: float = option(
@@ -88,7 +83,7 @@ class ModelConfig:
         return cls(**(_BEFORE | values))
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "layers", "networks"):
+        for name in ("embedding_size", "hidden_size", "layers"):
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.directions in (1, 2), "directions", "1 or 2")
         _require(self.classes in (2, 5), "classes", "2 or 5")

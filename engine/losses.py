@@ -44,12 +44,8 @@ class ReviewLoss:
         self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
 
     def __call__(self, scores: Tensor, target_B: Tensor) -> Tensor:
-        """Unweighted loss per row [B], for scores of ReviewModel and int64 classes; the mean over its networks."""
+        """Unweighted loss per row [B], for scores of ReviewModel and int64 classes."""
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        if scores.ndim > (2 if self.kind == "cross_entropy" else 1):
-            rows, networks = scores.shape[:2]
-            each = self(scores.flatten(0, 1), target_B.repeat_interleave(networks))
-            return each.view(rows, networks).mean(dim=1)
         if self.kind == "cross_entropy":
             return functional.cross_entropy(scores, target_B, reduction="none")
         if self.kind == "bce":

@@ -4,7 +4,7 @@ Padding never reaches the result: states after a review's last word are never po
 reads the review reversed within its own length. Dense batches of one length bucket are used instead of packed
 sequences: on CPU the dense kernels are about four times as fast, and a bucket holds little padding.
 
-Shapes: B rows, L padded length, E embedding size, H hidden size, D directions, C outputs, K networks.
+Shapes: B rows, L padded length, E embedding size, H hidden size, D directions, C outputs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ have the whole"""
 class ReviewModel(nn.Module):
     """Scores reviews.
 
-    Several networks see the same words and n-grams, begin with other weights and learn each for itself; the mean of
-    their scores is right more often than a network alone (Hansen and Salamon, "Neural Network Ensembles", PAMI 1990).
-
     Args:
         config: sizes and kinds.
         ids: number of token ids, pad and unknown included.
@@ -35,53 +32,6 @@ class ReviewModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(ids, config.embedding_size, padding_idx=0)
-        outputs = config.classes if config.loss == "cross_entropy" else 1
-        self.networks = nn.ModuleList(Network(config, outputs) for _ in range(config.networks))
-        rate = config.dropout * INPUT_DROPOUT
-        self.ngrams = NgramScores(config.ngrams, config.ngram_entries, outputs, rate) if config.ngrams else None
-        self.register_load_state_dict_pre_hook(_rename_older)
-
-    def forward(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scores [B, C], or [B] where there is one output; of K > 1 networks in training those of each, for ReviewLoss:
-        [B, K, C] or [B, K].
-
-        Args:
-            tokens_BL: int32 or int64 ids, padded on the right with 0.
-            lengths_B: words per row, 1..L.
-        """
-        lengths_B = lengths_B.long()
-        place_L1 = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).unsqueeze(1)
-        valid_LB = place_L1 < lengths_B
-        # Position p of a row of n words goes to n - 1 - p; padding stays where it is. Its own inverse.
-        mirror_LB = torch.where(valid_LB, lengths_B - 1 - place_L1, place_L1)
-        # Time first: the recurrent kernels read it without a copy.
-        vectors_LBE = self.embedding(tokens_BL.t())
-        each = [network(vectors_LBE, valid_LB, mirror_LB, lengths_B) for network in self.networks]
-        scores_BKC = torch.stack(each, dim=1)
-        if self.ngrams is not None:
-            scores_BKC = scores_BKC + self.ngrams(tokens_BL).unsqueeze(1)
-        scores_BKC = scores_BKC if self.training and len(each) > 1 else scores_BKC.mean(dim=1)
-        return scores_BKC.squeeze(-1) if scores_BKC.shape[-1] == 1 else scores_BKC
-
-
-def _rename_older(_model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Checkpoints of before there were several networks have the parts of the only one without its number."""
-    for name in list(state):
-        if name.removeprefix(prefix).startswith(("layers.", "attention.", "head.")):
-            state[f"{prefix}networks.0.{name.removeprefix(prefix)}"] = state.pop(name)
-
-
-class Network(nn.Module):
-    """Recurrent layers over word vectors, pooling and a linear head.
-
-    Args:
-        config: sizes and kinds.
-        outputs: scores per review, C.
-    """
-
-    def __init__(self, config: ModelConfig, outputs: int) -> None:
-        super().__init__()
-        self.config = config
         cell = nn.LSTM if config.cell == "lstm" else nn.GRU
         # One module per layer and direction: reversal within each row's length happens between them.
         self.layers = nn.ModuleList(
@@ -95,18 +45,25 @@ class Network(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.attention = nn.Linear(config.hidden_size * config.directions, 1) if config.pooling == "attention" else None
+        outputs = config.classes if config.loss == "cross_entropy" else 1
         self.head = nn.Linear(config.hidden_size * config.directions, outputs)
+        rate = config.dropout * INPUT_DROPOUT
+        self.ngrams = NgramScores(config.ngrams, config.ngram_entries, outputs, rate) if config.ngrams else None
 
-    def forward(self, vectors_LBE: Tensor, valid_LB: Tensor, mirror_LB: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scores [B, C].
+    def forward(self, tokens_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Scores [B, C], or [B] where there is one output.
 
         Args:
-            vectors_LBE: of the words.
-            valid_LB: whether there is a word.
-            mirror_LB: the place of each word in the review read backwards.
-            lengths_B: words per row.
+            tokens_BL: int32 or int64 ids, padded on the right with 0.
+            lengths_B: words per row, 1..L.
         """
-        states_LBX = self._drop_alike(vectors_LBE, self.config.dropout * INPUT_DROPOUT)
+        lengths_B = lengths_B.long()
+        place_L1 = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).unsqueeze(1)
+        valid_LB = place_L1 < lengths_B
+        # Position p of a row of n words goes to n - 1 - p; padding stays where it is. Its own inverse.
+        mirror_LB = torch.where(valid_LB, lengths_B - 1 - place_L1, place_L1)
+        # Time first: the recurrent kernels read it without a copy.
+        states_LBX = self._drop_alike(self.embedding(tokens_BL.t()), self.config.dropout * INPUT_DROPOUT)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, nn.ModuleList)
             if number:
@@ -119,7 +76,9 @@ class Network(nn.Module):
                 parts.append(backward if any_order else _reorder(backward, mirror_LB))
             states_LBX = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
         scores_BC: Tensor = self.head(self.dropout(self._pool(states_LBX, valid_LB, lengths_B)))
-        return scores_BC
+        if self.ngrams is not None:
+            scores_BC = scores_BC + self.ngrams(tokens_BL)
+        return scores_BC.squeeze(1) if scores_BC.shape[1] == 1 else scores_BC
 
     def _read(self, cell: nn.Module, inputs_LBX: Tensor) -> Tensor:
         """States [L, B, H]. In training some of the weights from state to state are left out, the same ones in all time

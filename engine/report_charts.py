@@ -22,7 +22,7 @@ from engine.report_svg import (
     thinned,
 )
 from engine.report_time import Efficiency, Parts, RunTimes, parts_of
-from engine.report_words import count, duration, figure, percent, signed_percent
+from engine.report_words import count, duration, figure, percent, rate, signed_percent
 
 WIDE, HALF, NARROW = 900.0, 440.0, 350.0
 """pixels: the whole page, half of it, a phone"""
@@ -288,19 +288,19 @@ def rank_figures(record: Record, times: RunTimes, names: Sequence[str], key: str
             continue
         title = f"{name.capitalize()} per step"
         most = max(value for row in rows for value in row if math.isfinite(value))
-        told = f"Milliseconds of a step per rank, over the steps: at most {most:.3g}."
+        told = f"Milliseconds of a step per rank, over the steps: at most {rate(most)}."
         x = Axis("step", count, least=edges[0], most=edges[-1])
         frame = Frame(f"{key}-{name}", title, told, HALF, 240)
         if len(names) > MOST_LINES:
             chart = heat_map(frame, names, edges, rows, x, (0.0, most))
-            found.append(Figure(title, note, chart, scale=(f"0{'ms':>4}", f"{most:.3g} ms")))
+            found.append(Figure(title, note, chart, scale=(f"0{'ms':>4}", f"{rate(most)} ms")))
             continue
         middles = [(before + after) / 2 for before, after in pairwise(edges)]
         series = [
             Series(rank, list(zip(middles, row, strict=True)), f"c{number}", dots=len(middles) < 8)
             for number, (rank, row) in enumerate(zip(names, rows, strict=True))
         ]
-        chart = line_chart(frame, series, x, Axis("ms", lambda value: f"{value:.3g}", least=0.0))
+        chart = line_chart(frame, series, x, Axis("ms", rate, least=0.0))
         found.append(Figure(title, note, chart, legend=legend_of(series), lines=True))
     return found
 

@@ -45,7 +45,7 @@ def write_checkpoint(
             parameter.mul_(spread)
         scores = model(torch.randint(1, len(words) + 2, (200, 9)), torch.arange(200) % 9 + 1)
         middle = (config.classes - 1) / 2 if config.loss == "mse" else 0.0
-        model.networks[0].head.bias -= scores.median(dim=0).values - middle  # every class is somebody's
+        model.head.bias -= scores.median(dim=0).values - middle  # every class is somebody's
     values = {
         "config": TrainConfig(data="data", out="run", model=config, precision=precision).to_json(),
         "class_weights": None,

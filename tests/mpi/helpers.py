@@ -55,7 +55,7 @@ class Drifting(ReviewLoss):
     def __call__(self, scores: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         trainer = self._trainer()
         if trainer.session.rank == trainer.session.size - 1 and trainer.progress.total_steps == 7:
-            trainer.model.networks[0].head.bias.data += 1e-3
+            trainer.model.head.bias.data += 1e-3
         return super().__call__(scores, target_B)
 
 

@@ -60,7 +60,6 @@ FROZEN = {
         "classes": 2,
         "ngrams": 2,
         "ngram_entries": 1048576,
-        "networks": 1,
         "dropout": 0.5,
         "recurrent_dropout": 0.0,
     },

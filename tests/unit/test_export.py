@@ -189,10 +189,10 @@ def test_a_model_that_answers_otherwise_is_not_delivered(tmp_path, capsys, monke
 
     def export_another(saved, kind, folder):
         with torch.no_grad():
-            saved.model.networks[0].head.bias += 1e-3
+            saved.model.head.bias += 1e-3
         path = export_model(saved, kind, folder)
         with torch.no_grad():
-            saved.model.networks[0].head.bias -= 1e-3
+            saved.model.head.bias -= 1e-3
         return path
 
     monkeypatch.setattr("engine.export_model.export_model", export_another)

@@ -61,7 +61,7 @@ def test_the_states_equal_those_of_torchs_packed_sequences(cell):
     ).double()
     kind = torch.nn.LSTM if cell == "lstm" else torch.nn.GRU
     reference = kind(8, 6, bidirectional=True).double()
-    for suffix, layer in (("", model.networks[0].layers[0][0]), ("_reverse", model.networks[0].layers[0][1])):
+    for suffix, layer in (("", model.layers[0][0]), ("_reverse", model.layers[0][1])):
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
             getattr(reference, name + suffix).data.copy_(getattr(layer, name).data)
     lengths = torch.tensor([5, 16, 1])
@@ -69,44 +69,7 @@ def test_the_states_equal_those_of_torchs_packed_sequences(cell):
     packed = torch.nn.utils.rnn.pack_padded_sequence(model.embedding(tokens.t()), lengths, enforce_sorted=False)
     _, state = reference(packed)
     hidden = state[0] if cell == "lstm" else state
-    torch.testing.assert_close(
-        model(tokens, lengths), model.networks[0].head(torch.cat((hidden[0], hidden[1]), dim=1)).squeeze(1)
-    )
-
-
-@pytest.mark.parametrize(("loss", "classes"), [("bce", 2), ("cross_entropy", 5), ("mse", 5)])
-def test_networks_learn_each_for_itself_and_are_averaged(loss, classes):
-    torch.manual_seed(0)
-    config = ModelConfig(networks=3, loss=loss, classes=classes, embedding_size=8, hidden_size=6, dropout=0.0)
-    model, function = ReviewModel(config, 50).double(), ReviewLoss(config)
-    lengths, target = torch.tensor([1, 9, 16]), torch.tensor([0, 1, 1])
-    given = rows(lengths.tolist(), 16), lengths
-    shared = {name: value for name, value in model.state_dict().items() if not name.startswith("networks.")}
-    alone = []
-    for network in model.networks:
-        alone.append(ReviewModel(dataclasses.replace(config, networks=1), 50).double())
-        own = {f"networks.0.{name}": value for name, value in network.state_dict().items()}
-        alone[-1].load_state_dict(shared | own)
-    scores = [single(*given) for single in alone]
-    assert not torch.allclose(scores[0], scores[1])
-    torch.testing.assert_close(model.eval()(*given), torch.stack(scores).mean(dim=0))
-    losses = function(model.train()(*given), target)
-    torch.testing.assert_close(losses, torch.stack([function(one, target) for one in scores]).mean(dim=0))
-    losses.sum().backward()
-    for network, single, one in zip(model.networks, alone, scores, strict=True):
-        (function(one, target).sum() / 3).backward()
-        for mine, its in zip(network.parameters(), single.networks[0].parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, its.grad)
-
-
-def test_a_checkpoint_of_before_there_were_networks_is_read():
-    model = ReviewModel(ModelConfig(embedding_size=8, hidden_size=6), 50)
-    older = {name.replace("networks.0.", ""): value for name, value in model.state_dict().items()}
-    assert "layers.0.1.weight_hh_l0" in older
-    fresh = ReviewModel(model.config, 50)
-    fresh.load_state_dict(older)
-    for name, value in fresh.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    torch.testing.assert_close(model(tokens, lengths), model.head(torch.cat((hidden[0], hidden[1]), dim=1)).squeeze(1))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -118,12 +81,11 @@ def test_recurrent_dropout_leaves_out_weights_between_states_in_training_alone(c
     given = rows([1, 16], 16), torch.tensor([1, 16])
     torch.testing.assert_close(model.eval()(*given), plain.train()(*given))
     dropped, again = model.train()(*given), model(*given)
-    # The first state follows from the words alone; a GRU's candidate state holds a bias of the state's, which stays.
+    # A review of one word has no state before it.
     torch.testing.assert_close(dropped[0], plain(*given)[0])
     assert not torch.allclose(dropped[1], again[1])
-    weights = model.networks[0].layers[0][0].weight_hh_l0
     dropped.sum().backward()
-    none = (weights.grad == 0).double().mean()
+    none = (model.layers[0][0].weight_hh_l0.grad == 0).double().mean()
     assert 0.3 < none < 0.7
 
 
