@@ -4,12 +4,14 @@
 
 Makes datasets of the reviews, trains today's defaults with a smaller network, and the same with one option changed,
 --jobs trainings at once with a core each. Training does not hang on the number of ranks, so that one rank does. What is
-done is kept in FOLDER, and the same command goes on from there. The test split is not opened.
+done is kept in FOLDER, and the same command goes on from there. With --add only the changes that the result file lacks
+are trained. The test split is not opened.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -153,6 +155,24 @@ def measure(reviews: Sequence[str], out: Path, parts: Sequence[Part], seeds: int
     return [summary(part, outcomes) for part, outcomes in done.items()]
 
 
+def known(path: Path | None, seeds: int) -> list[dict[str, Any]]:
+    """What a result file has of today's parts.
+
+    Raises:
+        UsageError: there is no such file, or its trainings were others.
+    """
+    if path is None:
+        raise UsageError("--add: --result must name the file that is to be added to")
+    try:
+        result = json.loads(path.read_bytes())
+        if (result["base"], result["seeds"]) != (list(BASE), seeds):
+            raise UsageError(f"{path}: made with other options or another number of seeds; leave --add out")
+        options = {part.name: [*part.options, *part.data] for part in PARTS}
+        return [one for one in result["parts"] if options.get(one["name"]) == one["options"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: cannot be added to ({error}); leave --add out") from None
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
     """The figures for people, the best first."""
     rows = []
@@ -175,12 +195,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help=f"trainings at once (default: {cores})")
     parser.add_argument("--result", metavar="PATH", type=Path, help="write the last line's object to this file too")
+    parser.add_argument("--add", action="store_true", help="train only the changes that this file lacks, and add them")
     try:
         options = parser.parse_args(arguments)
         if options.seeds < 1 or options.jobs < 1:
             raise UsageError("--seeds and --jobs must be at least 1")
         reviews = [str(Path(path).resolve()) for path in options.reviews]
-        found = measure(reviews, options.out.resolve(), PARTS, options.seeds, options.jobs)
+        there = known(options.result, options.seeds) if options.add else []
+        missing = [part for part in PARTS if part.name not in {one["name"] for one in there}]
+        found = there + measure(reviews, options.out.resolve(), missing, options.seeds, options.jobs)
+        order = [part.name for part in PARTS]
+        found.sort(key=lambda one: order.index(one["name"]))
     except UsageError as error:
         print(f"benchmarks.parts: {error}", file=sys.stderr)
         return 2

@@ -55,6 +55,29 @@ def test_it_trains_all_seeds_of_all_parts_and_goes_on_where_it_was(reviews, tmp_
     assert {path: path.stat().st_mtime_ns for path in trials.glob("*/checkpoints/step-*")} == before
 
 
+def test_only_what_a_result_lacks_is_added(tmp_path, monkeypatch, capsys):
+    trained: list[str] = []
+
+    def measure(reviews, out, chosen, seeds, jobs):
+        trained.extend(part.name for part in chosen)
+        one = {"macro_f1": 0.5, "macro_f1_deviation": 0.1, "accuracy": 0.6, "seconds": 1.0}
+        return [{"name": part.name, "options": [*part.options, *part.data], **one} for part in chosen]
+
+    monkeypatch.setattr(parts, "measure", measure)
+    arguments = ["x", "--out", str(tmp_path), "--result", str(tmp_path / "parts.json"), "--add"]
+    assert parts.main(arguments) == 2
+    assert "cannot be added to" in capsys.readouterr().err
+    monkeypatch.setattr(parts, "PARTS", (Part("plain"), Part("b", ("--cell", "gru"))))
+    assert parts.main(arguments[:-1]) == 0
+    monkeypatch.setattr(parts, "PARTS", (Part("plain"), Part("a", ("--layers", "2")), Part("b", ("--cell", "lstm"))))
+    trained.clear()
+    assert parts.main(arguments) == 0
+    assert trained == ["a", "b"]  # b is another change now
+    assert [one["name"] for one in json.loads((tmp_path / "parts.json").read_text())["parts"]] == ["plain", "a", "b"]
+    assert parts.main([*arguments, "--seeds", "5"]) == 2
+    assert "another number of seeds" in capsys.readouterr().err
+
+
 def test_what_fails_is_told_in_a_line(tmp_path, capsys):
     assert parts.main([str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "mr ended with status 2" in capsys.readouterr().err
