@@ -184,10 +184,8 @@ def _curves(runs: Sequence[RunView]) -> list[Figure]:
         if points:
             series.append(Series(run.name, points, f"c{place}", dots=True))
     if series:
-        x, y = (
-            Axis("time of steps", duration, least=0.0, clock=True),
-            Axis("validation loss", figure_of, tell=exact_figure_of),
-        )
+        x = Axis("time of steps", duration, least=0.0, clock=True)
+        y = Axis("validation loss", figure_of, tell=exact_figure_of)
         title = "Validation loss by time"
         found.append(overlay("cmp-time", title, series, x, y, f"{title} spent in steps, at each epoch's end.", note))
     return found

@@ -14,8 +14,8 @@ class Teller:
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
-        self._longest_compute = 0.0
-        """of the epoch's steps, the last timeline's"""
+        self._evenness = 0.0
+        """mean/max compute of the epoch's steps"""
         self._change: tuple[Any, ...] = ()
         """the change of shares that was told last"""
 
@@ -23,10 +23,12 @@ class Teller:
         """Lines for people; none for events that only programs need."""
         kind = event["event"]
         if kind == "timeline":
-            self._longest_compute = event["longest_compute_seconds"]
+            # The longest of each step, not of the sums, in which a rank's late steps are made up for by another's.
+            mean = sum(map(sum, event["compute_seconds"])) / self._ranks
+            self._evenness = mean / event["longest_compute_seconds"] if event["longest_compute_seconds"] else 0.0
         if kind == "epoch":
             starved = (_starved(event, rank) for rank in event["starved_ranks"])
-            return [_epoch(event, self._longest_compute), *starved]
+            return [_epoch(event, self._evenness), *starved]
         if kind == "nonfinite":
             rows = "; ".join(f"rank {rank}: rows {numbers}" for rank, numbers in event["rows"].items())
             return [
@@ -51,7 +53,7 @@ class Teller:
         return [f"step {event['step']}: {what} ({event['reason']})" + (f", {gain:.1%} expected" if gain > 0 else "")]
 
 
-def _epoch(event: dict[str, Any], longest_compute: float) -> str:
+def _epoch(event: dict[str, Any], evenness: float) -> str:
     figures = event["validation"]
     text = f"epoch {event['epoch']}: loss {event['train_loss']:.4f}"
     if figures:
@@ -59,12 +61,8 @@ def _epoch(event: dict[str, Any], longest_compute: float) -> str:
             f", validation loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.4f} "
             f"(always the most frequent class: {figures['null_accuracy']:.4f}), macro-F1 {figures['macro_f1']:.4f}"
         )
-    compute = event["compute_seconds"]
     text += f", {event['seconds']:.1f} s, {event['rows_per_second']:,.0f} rows/s"
-    if len(compute) > 1 and longest_compute:
-        # The longest of each step, not of the epoch's sums, in which a rank's late steps are made up for by another's.
-        text += f", mean/max compute {sum(compute) / len(compute) / longest_compute:.2f}"
-    return text
+    return text + (f", mean/max compute {evenness:.2f}" if len(event["compute_seconds"]) > 1 and evenness else "")
 
 
 def _starved(event: dict[str, Any], rank: int) -> str:
