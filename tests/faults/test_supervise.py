@@ -36,7 +36,8 @@ def end(number, frame):
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, end)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-(folder / f"started-{rank}").write_text(str(child.pid))
+(folder / f"new-{rank}").write_text(str(child.pid))
+(folder / f"new-{rank}").rename(folder / f"started-{rank}")  # whole, as soon as it is there
 while True:
     time.sleep(60)
 """
