@@ -19,6 +19,8 @@ TOOLS = ("ip", "tc", "unshare", "ssh-keygen", "ssh")
 BIN = Path(sys.executable).parent
 HOROVODRUN = [BIN / "horovodrun", "-np", 2, "-H", "host1:1,host2:1"]
 MPIRUN = ["mpirun", "-n", 2, "-H", "host1:1,host2:1", "--bind-to", "none"]
+ACTIVATED = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+"""as in an activated environment: mpirun is found by its name"""
 PATIENCE = 90
 """seconds in which a job and its launcher's daemons must have ended after a cable was cut"""
 
@@ -37,8 +39,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [str(word) for word in words],
-        # horovodrun looks for mpirun on the path, as in an environment that was activated
-        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+        env=ACTIVATED,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -106,7 +107,7 @@ def cut_while_training(data: Path, out: Path, step: int, timeout: int = 4) -> fl
     """
     before = processes()
     line = on_host1(*MPIRUN, *training(data, out, "--epochs", 4000, "--rank-timeout", timeout))
-    job = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    job = subprocess.Popen(line, env=ACTIVATED, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         limit = time.monotonic() + PATIENCE
         while not any(event["step"] >= step for event in events(out)):
