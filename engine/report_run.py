@@ -163,8 +163,8 @@ def _slowest(record: Record, times: RunTimes) -> list[str]:
     else:
         found.append("It does not stand out: no rank alone is behind the time that ranks waited for each other.")
     groups: dict[tuple[int, str], list[int]] = {}
-    for number_of_epoch, slow in slow_epochs(times):
-        groups.setdefault((slow.rank, slow.why), []).append(number_of_epoch)
+    for at, slow in slow_epochs(times):
+        groups.setdefault((slow.rank, slow.why), []).append(at)
     for (rank, why), epochs in groups.items():
         who, which = summary.in_words(record, rank), "epoch" if len(epochs) == 1 else "epochs"
         found.append(f"In {which} {ranges(epochs)} it was {who} that stood out, by its {why}.")

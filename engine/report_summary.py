@@ -250,7 +250,7 @@ def what_slowed(record: Record, times: RunTimes | None) -> str:
     if others:
         text += f" Next: {'; '.join(others)}."
     if worst is not None and not worst.why and times.whole.ranks > 1:
-        single = [number_of_epoch for number_of_epoch, _ in slow_epochs(times)]
+        single = [at for at, _ in slow_epochs(times)]
         text += " No rank stands out as the slowest"
         text += f", but one did in epoch {ranges(single)}." if single else "."
     return text
