@@ -87,10 +87,12 @@ def test_a_rank_without_rows_comes_back_when_it_has_become_fast(session, dataset
     only_several(session)
     slow = session.size - 1
 
+    # Long sleeps: what others do on the machine is little beside them. A try that is disturbed all the same is followed
+    # by another after the next epoch.
     def seconds(step: int) -> tuple[float, float]:
-        return 5e-5, 0.3 if session.rank == slow and step < 10 else 0.001
+        return 1.5e-4, 0.5 if session.rank == slow and step < 10 else 0.001
 
-    events, _ = fit(dataset, session, lambda data: Sleeping(seconds), 4, balance="epoch")
+    events, _ = fit(dataset, session, lambda data: Sleeping(seconds), 6, balance="epoch")
     shares = [event["shares"][slow] for event in of_kind(events, "epoch")]
     assert shares[0] <= 1  # by the start-up profile: none, unless something else was slow then
     assert max(shares[1:]) > BATCH / session.size / 2
