@@ -109,7 +109,7 @@ def _quality(epochs: Sequence[Epoch], key: str) -> Figure:
     for name, label, style in (
         ("accuracy", "accuracy", "c0"),
         ("macro_f1", "macro-F1", "c1"),
-        ("null_accuracy", "accuracy of the null classifier", "c0 dashed"),
+        ("null_accuracy", "accuracy, most frequent class", "c0 dashed"),
         ("null_macro_f1", "its macro-F1", "c1 dashed"),
     ):
         values = [(float(epoch.number), epoch.figure(name)) for epoch in epochs]
@@ -117,12 +117,12 @@ def _quality(epochs: Sequence[Epoch], key: str) -> Figure:
         if points:
             series.append(Series(label, points, style, dots="dashed" not in style))
     frame = Frame(
-        f"{key}-quality", "Accuracy and macro-F1", "On the validation split, by epoch, beside the null classifier.",
+        f"{key}-quality", "Accuracy and macro-F1", "By epoch, on the validation split; dashed: most frequent class.",
         HALF, 260,
     )  # fmt: skip
     y = Axis("part that is right", figure_of, most=1.0, tell=exact_figure_of)
     chart = line_chart(frame, series, Axis("epoch", count, whole=True), y)
-    note = "The null classifier always answers the most frequent class."
+    note = "Dashed: always answering the most frequent class."
     return Figure("Accuracy and macro-F1", note, chart, legend=legend_of(series), lines=True)
 
 

@@ -124,7 +124,7 @@ MEASURES: list[Measure] = [
     ("Accuracy, best epoch", lambda run: _best(run, "accuracy"), lambda value: figure(value, 4), 1),
     ("Macro-F1, best epoch", lambda run: _best(run, "macro_f1"), lambda value: figure(value, 4), 1),
     ("Validation loss, best epoch", lambda run: _best(run, "loss"), lambda value: figure(value, 4), -1),
-    ("Accuracy of the null classifier", lambda run: _best(run, "null_accuracy"), lambda value: figure(value, 4), 0),
+    ("Accuracy, most frequent class", lambda run: _best(run, "null_accuracy"), lambda value: figure(value, 4), 0),
     ("Reviews/s", _speed, rate, 1),
     ("Time of all steps", _seconds, duration, 0),
     ("Efficiency E", lambda run: run.times.efficiency.whole if run.times else None, lambda value: figure(value, 2), 1),

@@ -75,7 +75,7 @@ def tiles_of(record: Record, times: RunTimes | None) -> list[Tile]:
     if best is not None:
         for name, label in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
             null = best.figure(f"null_{name.removeprefix('macro_') if name == 'accuracy' else name}")
-            note = f"null classifier {figure(null)}" if null is not None else "on the validation split"
+            note = f"most frequent class {figure(null)}" if null is not None else "on the validation split"
             found.append(Tile(figure(best.figure(name)), label, note))
     elif record.epochs and record.epochs[-1].train_loss is not None:
         found.append(Tile(figure(record.epochs[-1].train_loss), "training loss", "no validation split"))
@@ -157,7 +157,7 @@ def _machines(start: Start) -> str:
 
 
 def how_good(record: Record) -> str:
-    """The best epoch beside the null classifier, and where it goes."""
+    """The best epoch beside always answering the most frequent class, and where it goes."""
     best = best_epoch(record)
     if best is None:
         return (

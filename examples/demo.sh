@@ -70,7 +70,7 @@ result = json.loads(sys.stdin.readline())
 rows, row = result["rows"], "{:<34}{:>10.4f}{:>10.4f}".format
 print("{:<34}{:>10}{:>10}".format(f"test split, {rows:,} reviews", "accuracy", "macro-F1"))
 print(row("  this model", result["accuracy"], result["macro_f1"]))
-print(row("  null classifier", result["null_accuracy"], result["null_macro_f1"]))
+print(row("  most frequent class", result["null_accuracy"], result["null_macro_f1"]))
 if result["macro_f1"] < result["null_macro_f1"] + 0.05:
     print("This model still answers with the most frequent class nearly always: train longer (make demo EPOCHS=10),")
     print("or on more reviews.")
