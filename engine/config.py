@@ -51,7 +51,11 @@ class ModelConfig:
         "bce: binary cross-entropy (two classes); cross_entropy: one score per class; mse: mean squared error",
         choices=("bce", "cross_entropy", "mse"),
     )
-    classes: int = option(2, "2: negative and positive (4 or 5 stars); 5: the stars themselves", choices=(2, 5))
+    classes: int = option(
+        2,
+        "2: negative and positive (4 or 5 stars); 5: the stars themselves, with another --loss than bce",
+        choices=(2, 5),
+    )
     ngrams: int = option(
         2,
         "words of the longest n-grams that have a score of their own beside the recurrent network; 0: none",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +190,35 @@ def test_original_tells_what_is_calibrated(capsys, monkeypatch):
     assert "3 M60 + K80, its balancer" in out
     assert "predicted" in out
     assert "prove nothing" in out
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text()
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def test_the_page_shows_what_its_first_command_says(capsys):
+    (line,) = (line for line in PAGE.splitlines() if "--throttle" in line and "python -m engine.simulate" in line)
+    assert command.main(line.partition("#")[0].split()[3:]) == 0
+    said = {line.split()[0]: numbers(line) for line in capsys.readouterr().out.splitlines()[3:7]}
+    for policy in POLICIES:
+        (row,) = re.findall(rf"^ {{4}}{policy} .*", PAGE, re.MULTILINE)
+        seconds, efficiency, evenness = numbers(row)[:3]
+        assert seconds == pytest.approx(said[policy][0], abs=0.11)  # a last digit may hang on the processor
+        assert [efficiency, evenness] == pytest.approx([said[policy][3], said[policy][7]], abs=0.0011)
+
+
+def test_the_page_shows_the_originals_table(capsys):
+    assert command.main(["--original"]) == 0
+    said = [line[28:] for line in capsys.readouterr().out.splitlines()[2:] if "%" in line[28:]][:14]
+    rows = [row.split("|")[2:6] for row in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE)]
+    shown = [" ".join(row) for row in rows if numbers(" ".join(row))]
+    assert len(shown) == len(said) == 14
+    for ours, line in zip(shown, said, strict=True):
+        assert numbers(ours) == pytest.approx(numbers(line)[: len(numbers(ours))], rel=2e-4)
 
 
 def test_the_table_and_its_json(capsys):
