@@ -188,6 +188,13 @@ class TrainConfig:
         metavar="SECONDS",
         may_change=True,
     )
+    step_timeout: float = option(
+        1800.0,
+        "seconds after which a rank that is still at the input or compute of the same step, or at saving, ends the "
+        "job, where there are several; 0: wait for it for ever",
+        metavar="SECONDS",
+        may_change=True,
+    )
     stage_dir: str = option(
         "",
         "folder on a disk of each node's own: the dataset is copied there once per node, verified, and read from there",
@@ -288,6 +295,7 @@ class TrainConfig:
             "checkpoint_every",
             "checkpoint_minutes",
             "rank_timeout",
+            "step_timeout",
             "threads",
             "patience",
             "momentum",

@@ -4,7 +4,8 @@ MPI and Horovod wait for ever for a rank that does not answer. A thread of each 
 over which both say that they live. Rank 0 watches all, the others watch rank 0. When one is silent for too long, or its
 connection ends without a farewell, rank 0 says which rank on which host that is, tells the others, and all processes
 end; the launcher then takes down the rest. The thread needs no more than a moment of Python's lock now and then, so
-that a long step is no silence; a process that was itself stopped for a while begins to count anew.
+that a long step is no silence; a process that was itself stopped for a while begins to count anew. A process that
+lives while its training thread is stuck ends all ranks itself.
 
 The others' signs of life may carry a report, a few numbers that rank 0 shows to people (engine.watch).
 """
@@ -125,6 +126,8 @@ class Heartbeat:
     """makes this rank's report; not on rank 0"""
     heard: Callable[[int, bytes], None] = lambda rank, report: None
     """takes a rank's report; on rank 0"""
+    stalled: Callable[[float], str | None] | None = None
+    """says what this rank does for too long, after so many more seconds awake (engine.watch.Stall); while it trains"""
     ending: Callable[[], None] = lambda: None
     """called before all ranks end because of one: nothing may stand in the way of what is said about it"""
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -169,6 +172,8 @@ class Heartbeat:
                 # This very process was stopped: it cannot tell how long the others were silent.
                 for peer in self.peers:
                     peer.heard = now
+            else:
+                self._judge_itself(now - before)
             before = now
             self._judge(now)
 
@@ -220,6 +225,23 @@ class Heartbeat:
         if self.leave_at is not None and now > self.leave_at:
             self.ending()
             self.end()
+
+    def _judge_itself(self, seconds: float) -> None:
+        """End all ranks when this one's own training thread is stuck."""
+        stalled = self.stalled
+        what = None if stalled is None or self._closing.is_set() else stalled(seconds)
+        if what is None:
+            return
+        self.ending()
+        print(
+            f"engine: rank {self.rank} on {self.hosts[self.rank]} {what}; all ranks end now, and the same command goes "
+            "on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        for peer in self.peers:  # rank 0 tells all others; it takes the end that follows for what was said here
+            peer.send(_LOST if self.rank == 0 else _FAILING)
+        self.end()
 
     def _lose(self, peer: _Peer, what: str) -> None:
         if self.rank != 0:

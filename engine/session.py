@@ -47,6 +47,8 @@ class Session:
     """horovod.torch"""
     heartbeat: Heartbeat | None = None
     """None where there is nobody to watch"""
+    step_timeout: float = 0.0
+    """seconds that input or compute of a step, or saving, may take; 0 for any time"""
 
     @property
     def root(self) -> bool:
@@ -101,7 +103,7 @@ class Session:
             raise UsageError(where + str(errors[failed[0]])) from error
 
 
-def init(device: str = "auto", threads: int = 0, rank_timeout: float = 60.0) -> Session:
+def init(device: str = "auto", threads: int = 0, rank_timeout: float = 60.0, step_timeout: float = 1800.0) -> Session:
     """Start Horovod and MPI for this process, pick its device and set its threads.
 
     From then on an exception that nobody catches on one rank ends all ranks, and so does a rank that is killed, hangs
@@ -111,6 +113,8 @@ def init(device: str = "auto", threads: int = 0, rank_timeout: float = 60.0) -> 
         device: "auto" (a GPU per local rank where there are GPUs), "cpu" or "cuda".
         threads: CPU threads of torch; 0 divides this host's usable cores by its ranks.
         rank_timeout: seconds after which a rank that gives no sign of life is lost; 0 for no watching.
+        step_timeout: seconds after which a rank that is still at the input or compute of the same step, or at saving,
+            ends all ranks; 0 for no limit.
 
     Raises:
         UsageError: no GPU where one was asked for, Horovod without MPI, or two different MPIs.
@@ -134,7 +138,7 @@ def init(device: str = "auto", threads: int = 0, rank_timeout: float = 60.0) -> 
     session = Session(hvd.rank(), hvd.size(), local_rank, local_size, place, threads, comm, hvd)
     session.together(problem)
     heartbeat = connect(comm, float(max(comm.allgather(rank_timeout))))
-    session = replace(session, heartbeat=heartbeat)
+    session = replace(session, heartbeat=heartbeat, step_timeout=step_timeout)
     if heartbeat is not None:
         atexit.register(heartbeat.close)
     if place.type == "cuda":

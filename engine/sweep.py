@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(options.out)
         plan = [(trial, trial.config(given, str(folder / "trials" / trial.name))) for trial in trials]
         first = plan[0][1]
-        session = init(first.device, first.threads, first.rank_timeout)
+        session = init(first.device, first.threads, first.rank_timeout, first.step_timeout)
     except UsageError as error:
         return report_error(PROGRAM, error)
     return run_on_all_ranks(PROGRAM, session, lambda: Sweep(folder, plan, options.minutes, session).run())

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse_train_config(arguments)
         if config.horovod_timeline:
             os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"  # read when Horovod starts: a time line may be begun later
-        session = init(config.device, config.threads, config.rank_timeout)
+        session = init(config.device, config.threads, config.rank_timeout, config.step_timeout)
     except UsageError as error:
         return report_error(PROGRAM, error)
 

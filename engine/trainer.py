@@ -32,7 +32,7 @@ from engine.schedule import LearningRate
 from engine.session import Session
 from engine.shares import Table, as_table
 from engine.timing import ComputeTimer, RankClock
-from engine.watch import Phase
+from engine.watch import Phase, Stall
 
 _COLLECT_EVERY = 100
 """steps between runs of Python's garbage collector, the same on every rank: at random it makes a rank look slow"""
@@ -186,6 +186,9 @@ class Trainer:
             self.session.device,
         )
         self.model.train()
+        heartbeat = self.session.heartbeat
+        if heartbeat is not None:
+            heartbeat.stalled = Stall(self.hooks.watch, self.session.step_timeout, self.session.root).after
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -201,6 +204,8 @@ class Trainer:
         finally:
             if collecting:
                 gc.enable()
+            if heartbeat is not None:
+                heartbeat.stalled = None
             self.hooks.display.close()
             self._exchange.close()
             batches.close()

@@ -9,6 +9,7 @@ No collective is added to a step, and nothing waits for anyone: a rank that hang
 
 from __future__ import annotations
 
+import math
 import resource
 import struct
 import time
@@ -28,6 +29,9 @@ SILENT_SECONDS = 5.0
 """without a report, after which a rank is shown as silent; it is lost after --rank-timeout"""
 LONG_SECONDS = 3.0
 """at one and the same thing, after which that is shown with its time"""
+WAIT_LIMIT, WAIT_MORE = 1.2, 10.0
+"""a rank that waits for others waits so much longer than --step-timeout, and so many seconds: the one that it waits for
+is to speak first"""
 _REPORT = struct.Struct("!QdddBdQQ")
 _PAGE = resource.getpagesize()
 
@@ -107,10 +111,52 @@ class Watch:
         steps, computed, read, waited = self._timed
         self._timed = (steps + 1, computed + compute, read + input, waited + wait)
 
+    @property
+    def at(self) -> tuple[Phase, float]:
+        """What the training thread is at, and since when (time.monotonic): another object each time it turns to it."""
+        return self._phase
+
     def report(self) -> Report:
         """The figures of this moment."""
         phase, since = self._phase
         return Report(*self._timed, phase, time.monotonic() - since, resident_bytes(), _gpu_bytes())
+
+
+class Stall:
+    """Tells when this rank's training thread has been at one and the same thing for too long: a deadlock, a file system
+    or a GPU that does not answer. The process lives, so that its heartbeat alone does not show it.
+
+    Validation, and what comes before the first step, may take as long as they do.
+
+    Args:
+        watch: this rank's notes.
+        limit: seconds that input or compute of a step, or rank 0's saving, may take; 0 for any time.
+        root: whether this is rank 0, for which all others wait in saving.
+    """
+
+    def __init__(self, watch: Watch, limit: float, root: bool) -> None:
+        self._watch, self._limit = watch, limit
+        waiting = limit * WAIT_LIMIT + WAIT_MORE
+        self._limits = {
+            Phase.INPUT: (limit, "is at the input of a step"),
+            Phase.COMPUTE: (limit, "is at the compute of a step"),
+            Phase.WAIT: (waiting, "waits for the other ranks"),
+            Phase.SAVE: (limit, "is saving") if root else (waiting, "waits for the other ranks"),
+        }
+        self._at: object = None
+        self._seconds = 0.0
+
+    def after(self, seconds: float) -> str | None:
+        """What takes too long, after so many more seconds in which this process was awake; None while nothing does."""
+        at = self._watch.at
+        if at is not self._at:
+            self._at, self._seconds = at, 0.0
+            return None
+        self._seconds += seconds
+        limit, words = self._limits.get(at[0], (math.inf, ""))
+        if not self._limit or self._seconds < limit:
+            return None
+        return f"{words} for {self._seconds:.0f} s (--step-timeout {self._limit:g}; give more where that is right)"
 
 
 def resident_bytes() -> int:

@@ -28,6 +28,7 @@ FROZEN = {
     "on_nonfinite": "stop",
     "shares_from": "",
     "rank_timeout": 60.0,
+    "step_timeout": 1800.0,
     "stage_dir": "",
     "log_every": 50,
     "view": "auto",

@@ -215,6 +215,26 @@ def test_reports_reach_rank_0_with_the_signs_of_life(ranks, monkeypatch, capfd):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("stuck", [0, 2])
+def test_a_rank_that_is_stuck_says_so_and_ends_all(ranks, capfd, stuck):
+    group = ranks(3, 0.6)
+    awake: list[float] = []
+
+    def stalled(seconds: float) -> str | None:
+        awake.append(seconds)
+        return "hangs" if len(awake) > 3 else None
+
+    group.beats[stuck].stalled = stalled
+    for event in group.ended:
+        assert event.wait(PATIENCE)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        f"engine: rank {stuck} on host{stuck} hangs; all ranks end now, and the same command goes on from the last "
+        "checkpoint"
+    ]
+    assert all(0 <= seconds < 0.6 for seconds in awake)
+
+
 def test_a_report_may_come_in_pieces(ranks):
     group = ranks(2, 60.0, silent=(1,))
     taken: list[bytes] = []

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from engine import watch as module
-from engine.watch import Board, Phase, Report, Watch, resident_bytes
+from engine.watch import WAIT_LIMIT, WAIT_MORE, Board, Phase, Report, Stall, Watch, resident_bytes
 
 DURING = 10.0
 
@@ -46,6 +46,36 @@ def test_the_memory_is_what_the_kernel_says():
     with open(f"/proc/{os.getpid()}/status") as stream:
         kib = next(int(line.split()[1]) for line in stream if line.startswith("VmRSS"))
     assert resident_bytes() == pytest.approx(kib * 1024, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "root", "limit", "words"),
+    [
+        (Phase.INPUT, False, 100, "is at the input of a step"),
+        (Phase.COMPUTE, True, 100, "is at the compute of a step"),
+        (Phase.WAIT, True, 100 * WAIT_LIMIT + WAIT_MORE, "waits for the other ranks"),
+        (Phase.SAVE, True, 100, "is saving"),
+        (Phase.SAVE, False, 100 * WAIT_LIMIT + WAIT_MORE, "waits for the other ranks"),
+        (Phase.VALIDATE, True, None, ""),
+        (Phase.STARTING, False, None, ""),
+    ],
+)
+def test_what_lasts_too_long_is_told(phase, root, limit, words):
+    watch = Watch()
+    stall, unlimited = Stall(watch, 100, root), Stall(watch, 0, root)
+    watch.enter(phase)
+    for each in (stall, unlimited):
+        assert each.after(1e6) is None  # before it was seen to begin
+    assert unlimited.after(1e9) is None
+    if limit is None:
+        assert stall.after(1e9) is None
+        return
+    assert stall.after(limit - 1) is None
+    watch.enter(phase)  # the next step
+    assert stall.after(limit - 1) is None
+    assert stall.after(limit - 1) is None
+    told = stall.after(1.5)
+    assert told == f"{words} for {limit + 0.5:.0f} s (--step-timeout 100; give more where that is right)"
 
 
 def hear(board: Board, rank: int, **fields: object) -> None:
