@@ -30,8 +30,8 @@ SILENT_SECONDS = 5.0
 LONG_SECONDS = 3.0
 """at one and the same thing, after which that is shown with its time"""
 WAIT_LIMIT, WAIT_MORE = 1.2, 10.0
-"""a rank that waits for others waits so much longer than --step-timeout, and so many seconds: the one that it waits for
-is to speak first"""
+"""a rank that waits for others waits so much longer than --step-timeout, and so many seconds, twice as many unless it
+is rank 0: the one that it waits for is to speak first, then rank 0, and not all of them"""
 _REPORT = struct.Struct("!QdddBdQQ")
 _PAGE = resource.getpagesize()
 
@@ -136,7 +136,7 @@ class Stall:
 
     def __init__(self, watch: Watch, limit: float, root: bool) -> None:
         self._watch, self._limit = watch, limit
-        waiting = limit * WAIT_LIMIT + WAIT_MORE
+        waiting = limit * WAIT_LIMIT + WAIT_MORE * (1 if root else 2)
         self._limits = {
             Phase.INPUT: (limit, "is at the input of a step"),
             Phase.COMPUTE: (limit, "is at the compute of a step"),
