@@ -12,6 +12,7 @@ EPOCHS ?= 4
 REVIEWS ?=
 ROWS ?= 1000000
 PYTHON ?=
+EXTRAS := export simulate cost benchmarks_baseline benchmarks_balance
 
 # Open MPI refuses root, which is who you are in most containers; nothing is set for anyone else.
 ifeq ($(shell id -u),0)
@@ -19,12 +20,13 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: help setup demo test unit mpi faults faults-short cluster lint types bench engines docs clean
+.PHONY: help setup demo test unit extras mpi faults faults-short cluster lint types bench engines docs clean
 help:
 	@echo 'make setup    .venv with everything in it (again only what has changed)'
 	@echo "make demo     reviews in, a trained model out, on NP=2 ranks; REVIEWS='path/*.json.gz' NP=3 EPOCHS=5"
 	@echo 'make test     all tests: unit, on 1 to 4 ranks, faults, on test hosts'
 	@echo '              (each alone: make unit, mpi, mpi-3, faults-short, cluster)'
+	@echo 'make extras   the optional packages (pictures, the linear baseline, ONNX), and the tests that need them'
 	@echo 'make faults   faults by the hundred, counted: two hours'
 	@echo 'make lint     ruff;  make types  mypy'
 	@echo 'make bench    benchmarks, about 50 minutes (each alone: .venv/bin/python -m benchmarks.NAME --help)'
@@ -51,6 +53,16 @@ mpi: $(RANKS:%=mpi-%)
 mpi-%: setup
 	@if [ -d tests/mpi ]; then MPIRUN='$(VENV)/bin/mpirun' bash .setup/run-ranks.sh $* $(PY) -m pytest tests/mpi; \
 	 else echo 'make mpi: there are no tests/mpi in this version'; fi
+# 350 MB that the engine does without, and the other tests too: they see what it then says.
+$(VENV)/extras-installed: .setup/extras.txt .setup/constraints.txt
+	@echo 'extras: installing matplotlib, scikit-learn and ONNX'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/extras.txt
+	@touch $@
+
+extras: setup
+	@$(MAKE) --no-print-directory $(VENV)/extras-installed
+	timeout 1200 $(PY) -m pytest $(EXTRAS:%=tests/unit/test_%.py)
+
 # One after the other even under make -j: they share two cores.
 .NOTPARALLEL:
 

@@ -17,7 +17,7 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).resolve().parent
 PINS = {
     line.partition("==")[0].partition("[")[0].lower(): line.strip()
-    for name in ("constraints.txt", "engines.txt")
+    for name in ("constraints.txt", "engines.txt", "extras.txt")
     for line in (ROOT / ".setup" / name).read_text().splitlines()
     if "==" in line and not line.startswith("#")
 }
@@ -108,12 +108,11 @@ setup(
         "spark": pinned("pyspark"),
         "emr": pinned("boto3"),
         "engines": pinned("pyspark", "boto3", "moto"),
-        # For pictures of engine.simulate, cost and sweep; make setup leaves it out, so it is in no list of constraints.
-        "plot": ["matplotlib==3.10.8"],
-        # For python -m benchmarks.baseline; left out of make setup too.
-        "baseline": ["scikit-learn==1.9.1"],
-        # For engine.export --format onnx; left out of make setup too.
-        "onnx": ["onnx==1.23.2", "onnxruntime==1.32.0"],
+        # For pictures of engine.simulate, cost and sweep; for python -m benchmarks.baseline; for engine.export --format
+        # onnx. make setup leaves all of it out; make extras installs it, and runs the tests that need it.
+        "plot": pinned("matplotlib"),
+        "baseline": pinned("scikit-learn"),
+        "onnx": pinned("onnx", "onnxruntime"),
         # For engine.train --tensorboard.
         "tensorboard": pinned("tensorboardX", "protobuf"),
         "test": pinned(
