@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         out = Path(options.out)
         worst = export(Path(options.checkpoint), out, options.format)
-        print(f"{out}: gives the answers of {options.checkpoint}; no number is off by more than {worst:.0e}")
+        how = f"; no number is off by more than {worst:.0e}" if worst else ", to the last digit"
+        print(f"{out}: gives the answers of {options.checkpoint}{how}")
         print(f"Try it: {Path(sys.executable).name} {out / 'predict.py'} TEXT")
 
     return run_alone(PROGRAM, work)

@@ -192,7 +192,8 @@ def test_original_tells_what_is_calibrated(capsys, monkeypatch):
     assert "prove nothing" in out
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "simulate.md").read_text()
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -219,6 +220,8 @@ def test_the_page_shows_the_originals_table(capsys):
     assert len(shown) == len(said) == 14
     for ours, line in zip(shown, said, strict=True):
         assert numbers(ours) == pytest.approx(numbers(line)[: len(numbers(ours))], rel=2e-4)
+    (elsewhere,) = re.findall(r"--original` comes to ([\d,]+) and ([\d,]+) s", (DOCS / "cost.md").read_text())
+    assert list(elsewhere) == re.findall(r"this engine, auto \| \| ([\d,]+)", PAGE)
 
 
 def test_the_table_and_its_json(capsys):
