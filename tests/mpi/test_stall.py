@@ -66,4 +66,4 @@ def test_validation_may_take_longer_than_a_step(session):
     if session.size != 2:
         pytest.skip("a job of 2 ranks, started once")
     status, told, errors = run_job(session, 2, JOB, "nowhere", 0, seconds=120)
-    assert (status, told.split()) == (0, ["done", "done"]), errors
+    assert (status, told.count("done")) == (0, 2), errors  # the ranks' line ends may come later than the words
