@@ -53,12 +53,14 @@ mpi: $(RANKS:%=mpi-%)
 mpi-%: setup
 	@if [ -d tests/mpi ]; then MPIRUN='$(VENV)/bin/mpirun' bash .setup/run-ranks.sh $* $(PY) -m pytest tests/mpi; \
 	 else echo 'make mpi: there are no tests/mpi in this version'; fi
-# 350 MB that the engine does without, and the other tests too: they see what it then says.
-$(VENV)/extras-installed: .setup/extras.txt .setup/constraints.txt
-	@echo 'extras: installing matplotlib, scikit-learn and ONNX'
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/extras.txt
+
+# What single targets need and setup leaves out, from a list of its own; constraints.txt holds what both have.
+$(VENV)/%-installed: .setup/%.txt .setup/constraints.txt
+	@echo '$*: installing what .setup/$*.txt lists'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/$*.txt
 	@touch $@
 
+# 350 MB that the engine does without, and the other tests too: they see what it then says.
 extras: setup
 	@$(MAKE) --no-print-directory $(VENV)/extras-installed
 	timeout 1200 $(PY) -m pytest $(EXTRAS:%=tests/unit/test_%.py)
@@ -90,22 +92,11 @@ bench: setup
 	$(PY) -m benchmarks
 
 # pyspark is 400 MB, so it is no part of setup.
-$(VENV)/engines-installed: .setup/engines.txt .setup/constraints.txt
-	@echo 'engines: installing pyspark, boto3 and moto'
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/engines.txt
-	@touch $@
-
 engines: setup
 	@$(MAKE) --no-print-directory $(VENV)/engines-installed
 	ROWS='$(ROWS)' timeout 7200 $(PY) -m pytest tests/engines
 
-# 80 MB that nothing else needs, so no part of setup either.
-$(VENV)/docs-installed: .setup/docs.txt .setup/constraints.txt
-	@echo 'docs: installing Sphinx, MyST and Furo'
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c .setup/constraints.txt -r .setup/docs.txt
-	@touch $@
-
-# Everything anew: pages that are gone must not satisfy a link. Warnings are errors.
+# Sphinx is 80 MB that nothing else needs, so no part of setup either. Everything anew: pages that are gone must not satisfy a link. Warnings are errors.
 docs: setup
 	@$(MAKE) --no-print-directory $(VENV)/docs-installed
 	@rm -rf build/docs
