@@ -96,7 +96,8 @@ engines: setup
 	@$(MAKE) --no-print-directory $(VENV)/engines-installed
 	ROWS='$(ROWS)' timeout 7200 $(PY) -m pytest tests/engines
 
-# Sphinx is 80 MB that nothing else needs, so no part of setup either. Everything anew: pages that are gone must not satisfy a link. Warnings are errors.
+# Sphinx is 80 MB that nothing else needs, so no part of setup either. Everything is made anew: pages that are gone must
+# not satisfy a link. Warnings are errors.
 docs: setup
 	@$(MAKE) --no-print-directory $(VENV)/docs-installed
 	@rm -rf build/docs
